@@ -1,0 +1,58 @@
+# Waybill's commands. `make` alone lists them. Python 3.11+ (with venv) and make are all they need.
+PYTHON ?= python3
+# Passed on to the command where it says so, for example: make psql ARGS="-c 'select 1'"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up psql test check lock clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Temporal, workers, API, console (Ctrl-C stops it)
+	@exec .venv/bin/python -m local.up
+
+psql: .venv/run.stamp ## Open psql on the running stack's database (ARGS="-c 'select 1'")
+	@exec .venv/bin/python -m local.psql $(ARGS)
+
+test: .venv/dev.stamp ## Run every test on throw-away servers (ARGS="-k orders -x")
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+check: .venv/dev.stamp ## Check format, lint, types and import rules
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+lock: .venv/dev.stamp ## Re-make requirements/*.txt from *.in (ARGS=--upgrade for the latest versions)
+	cd requirements && for name in run dev; do \
+		../.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+			--no-emit-index-url --no-emit-find-links --no-header $(ARGS) $$name.in -o $$name.txt || exit 1; \
+	done
+
+clean: ## Remove .venv (the data dir stays)
+	rm -rf .venv
+
+# A stamp is newer than the requirements it stands for once they are installed. The umask is for PostgreSQL's programs:
+# root starts them as another user.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Waybill needs Python 3.11 or newer as "$(PYTHON)"; to use another one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '"$(PYTHON)" lacks its venv module: install it (Debian and Ubuntu: apt-get install python3-venv).' >&2; \
+		exit 1; }
+	@umask 022 && { .venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; }
+	@echo 'Installing $(1) into .venv' >&2
+	@umask 022 && .venv/bin/python -m pip --disable-pip-version-check --no-input \
+		install --quiet --require-hashes -r $(1)
+endef
+
+.venv/run.stamp: requirements/run.txt
+	$(call install,requirements/run.txt)
+	@touch $@
+
+# Everything of run.txt is in dev.txt as well.
+.venv/dev.stamp: requirements/dev.txt
+	$(call install,requirements/dev.txt)
+	@touch .venv/run.stamp $@

@@ -1,0 +1,1 @@
+"""Side effects: one class a room, its dependencies injected by `worker.py`."""

@@ -1,0 +1,59 @@
+"""Sweeping overdue holds, and setting drifted counters right."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from temporalio import activity
+
+from db import order as orders
+from db.engine import Database
+from db.inventory import drift, holds
+from domain.order import OrderStatus
+
+_SWEEP_BATCH = 200
+
+
+class InventoryActivities:
+    """Works on many rows, one transaction each, so that nobody waits long for a lock."""
+
+    def __init__(self, database: Database, *, sweep_grace_seconds: int) -> None:
+        self._database = database
+        self._sweep_grace_seconds = sweep_grace_seconds
+
+    @activity.defn
+    async def sweep_holds(self) -> int:
+        """End every hold that is overdue by more than the grace, whatever became of its workflow; answer how many."""
+        swept = 0
+        while True:
+            async with self._database.read() as connection:
+                overdue = await holds.overdue_orders(connection, self._sweep_grace_seconds, _SWEEP_BATCH)
+            ended = 0
+            for order_id in overdue:
+                ended += await self._sweep(order_id)
+                activity.heartbeat(swept + ended)
+            swept += ended
+            # A batch of which nothing could be ended would come back for ever.
+            if not ended:
+                return swept
+
+    async def _sweep(self, order_id: str) -> bool:
+        state = await self._database.transact(lambda connection: orders.expire(connection, order_id, outside=True))
+        return state.stage is OrderStatus.EXPIRED
+
+    @activity.defn
+    async def reconcile(self, operation_id: str) -> int:
+        """Set the operation's drifted products right (or log what a dry run would); answer how many there were."""
+        async with self._database.read() as connection:
+            found = await drift.get_reconciliation(connection, operation_id)
+            if found is None:
+                raise LookupError(f"there is no reconciliation {operation_id}")
+            reconciliation, _ = found
+            skus = [row.sku for row in await drift.drifted_products(connection)]
+        if reconciliation.skus is not None:
+            skus = [sku for sku in skus if sku in set(reconciliation.skus)]
+        for sku in skus:
+            await self._database.transact(partial(drift.reconcile_product, reconciliation=reconciliation, sku=sku))
+            activity.heartbeat(sku)
+        await self._database.transact(lambda connection: drift.finish_reconciliation(connection, operation_id))
+        return len(skus)

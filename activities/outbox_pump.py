@@ -1,0 +1,238 @@
+"""One endpoint's stream in one shard: lanes in parallel, each lane in order, settled in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.engine import Database
+from db.outbox import relay
+from db.outbox.relay import Claimed, Delivered
+from domain.outbox import Endpoint, ErrorClass, breaker_delay_seconds, retry_delay_seconds
+from sinks import SendFailed, Sink
+
+log = structlog.get_logger(__name__)
+
+EVIDENCE_SECONDS = 60.0
+"""A failure that may be anybody's is the event's when another lane's event passed there within this time."""
+WINDOW = 200
+"""Messages of one endpoint and shard that are claimed at a time."""
+_PARALLEL_SENDS = 64
+_PROBE_CHOICE = 20
+
+
+@dataclass(frozen=True)
+class _Failed:
+    claimed: Claimed
+    error: SendFailed
+
+
+class Pump:
+    """Sends what is ready until nothing is left, the endpoint breaks, or it is told to stop.
+
+    Lanes are tasks; everything that touches the rows happens in `run`, one step after the other.
+    """
+
+    def __init__(
+        self, database: Database, sink: Sink, endpoint: Endpoint, shard: int, epoch: int, stop: asyncio.Event
+    ) -> None:
+        self._database = database
+        self._sink = sink
+        self._endpoint = endpoint
+        self._shard = shard
+        self._epoch = epoch
+        self._stop = stop
+        self._in_flight: dict[int, Claimed] = {}
+        """By position: claimed and not yet settled or given back."""
+        self._queued: dict[str, deque[Claimed]] = {}
+        """By lane: claimed and not yet sent. A lane is here while its task runs or its failure waits for a verdict."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outcomes: asyncio.Queue[Delivered | _Failed | None] = asyncio.Queue()
+        self._sending = asyncio.Semaphore(_PARALLEL_SENDS)
+        self._undecided: list[_Failed] = []
+        self._passed: deque[str] = deque(maxlen=2)
+        """The last two lanes, different ones, of which something passed."""
+        self._broken: _Failed | None = None
+
+    async def run(self) -> None:
+        """Pump. Raises StaleEpoch when another relay has the shard."""
+        if self._endpoint.probing:
+            await self._probe()
+            return
+        try:
+            await self._fill()
+            while self._tasks or not self._outcomes.empty():
+                await self._end(await self._next_outcomes())
+                await self._judge()
+                await self._fill()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+        if self._broken:
+            await self._open_breaker(self._broken)
+
+    # --- claiming and sending
+
+    async def _fill(self) -> None:
+        """Claim more when the window has room, and set lanes going."""
+        if self._broken or self._stop.is_set() or len(self._in_flight) > WINDOW // 2:
+            return
+        for claimed in await self._claim(WINDOW - len(self._in_flight)):
+            self._in_flight[claimed.message.position] = claimed
+            lane = claimed.message.lane
+            if lane in self._queued:
+                self._queued[lane].append(claimed)
+            else:
+                self._queued[lane] = deque([claimed])
+                self._tasks.add(asyncio.create_task(self._send_lane(lane)))
+
+    async def _claim(self, limit: int) -> list[Claimed]:
+        """Claim rows; those behind a failing message of their lane are parked instead."""
+        claimed = await self._database.transact(
+            lambda connection: relay.claim(
+                connection, self._shard, self._endpoint.endpoint_id, self._epoch, list(self._in_flight), limit
+            )
+        )
+        blocked = [each.message for each in claimed if each.lane_blocked]
+        if blocked:
+            await self._database.transact(
+                lambda connection: relay.park(connection, self._shard, self._endpoint.endpoint_id, blocked)
+            )
+        return [each for each in claimed if not each.lane_blocked]
+
+    async def _send_lane(self, lane: str) -> None:
+        """Send a lane's messages one after the other, until one fails."""
+        queue = self._queued[lane]
+        outcome: Delivered | _Failed | None = None
+        while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stop.is_set():
+            async with self._sending:
+                outcome = await self._send(queue.popleft())
+            self._outcomes.put_nowait(outcome)
+        if not queue and not isinstance(outcome, _Failed):
+            del self._queued[lane]
+        self._tasks.discard(asyncio.current_task())
+        self._outcomes.put_nowait(None)
+
+    async def _send(self, claimed: Claimed) -> Delivered | _Failed:
+        began = time.monotonic()
+        try:
+            await self._sink.send(self._endpoint, claimed.message)
+        except SendFailed as error:
+            return _Failed(claimed, error)
+        except Exception as error:  # what a sink did not foresee must not stop the other lanes
+            log.exception("a sink failed", endpoint=self._endpoint.name, event_id=claimed.message.event_id)
+            return _Failed(claimed, SendFailed(None, f"{type(error).__name__}: {error}"))
+        return Delivered(claimed, (time.monotonic() - began) * 1000)
+
+    async def _next_outcomes(self) -> list[Delivered | _Failed]:
+        """Wait for one outcome, and take all that are there: under load, a batch."""
+        outcomes = [await self._outcomes.get()]
+        while not self._outcomes.empty():
+            outcomes.append(self._outcomes.get_nowait())
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    # --- ending
+
+    async def _end(self, outcomes: list[Delivered | _Failed]) -> None:
+        """Settle what was delivered; take up what failed."""
+        delivered = [outcome for outcome in outcomes if isinstance(outcome, Delivered)]
+        if delivered:
+            await self._settle(delivered)
+        for outcome in outcomes:
+            if isinstance(outcome, _Failed):
+                if outcome.error.blame is ErrorClass.ENDPOINT:
+                    self._broken = self._broken or outcome
+                elif outcome.error.blame is ErrorClass.EVENT:
+                    await self._fail(outcome, ErrorClass.EVENT)
+                else:
+                    self._undecided.append(outcome)
+
+    async def _settle(self, delivered: list[Delivered]) -> None:
+        await self._database.transact(
+            lambda connection: relay.settle(connection, self._shard, self._endpoint.endpoint_id, self._epoch, delivered)
+        )
+        for each in delivered:
+            del self._in_flight[each.claimed.message.position]
+            if each.claimed.message.lane not in self._passed:
+                self._passed.append(each.claimed.message.lane)
+
+    async def _judge(self) -> None:
+        """Decide whose fault the doubtful failures are: the event's while other lanes pass, else the endpoint's."""
+        waiting, self._undecided = self._undecided, []
+        for failed in waiting:
+            if await self._others_pass(failed.claimed.message.lane):
+                await self._fail(failed, ErrorClass.UNKNOWN)
+            elif self._tasks and not self._broken:
+                self._undecided.append(failed)  # the lanes still under way will tell
+            else:
+                self._broken = self._broken or failed
+
+    async def _others_pass(self, lane: str) -> bool:
+        if any(passed != lane for passed in self._passed):
+            return True
+        async with self._database.read() as connection:
+            return await relay.others_pass(connection, self._endpoint.endpoint_id, lane, EVIDENCE_SECONDS)
+
+    async def _fail(self, failed: _Failed, error_class: ErrorClass) -> None:
+        """Take a message that failed for a reason of its own out of the way, and park what was claimed behind it."""
+        message = failed.claimed.message
+        endpoint_id = self._endpoint.endpoint_id
+        delay_seconds = retry_delay_seconds(error_class, message.attempts + 1)
+        behind = [claimed.message for claimed in self._queued.pop(message.lane, ())]
+
+        async def work(connection: AsyncConnection) -> None:
+            await relay.fail(
+                connection, endpoint_id, self._epoch, message, error_class, failed.error.detail, delay_seconds
+            )
+            if behind:
+                await relay.park(connection, self._shard, endpoint_id, behind)
+
+        await self._database.transact(work)
+        for each in (message, *behind):
+            del self._in_flight[each.position]
+        log.info(
+            "message failed",
+            event_id=message.event_id,
+            endpoint=self._endpoint.name,
+            error_class=error_class,
+            error=failed.error.detail,
+        )
+
+    # --- the breaker
+
+    async def _probe(self) -> None:
+        """Try one message of an endpoint whose breaker is open, each time of another lane."""
+        first_of_lane: dict[str, Claimed] = {}
+        for claimed in await self._claim(_PROBE_CHOICE):
+            first_of_lane.setdefault(claimed.message.lane, claimed)
+        if not first_of_lane:
+            return
+        choice = list(first_of_lane.values())[self._endpoint.consecutive_failures % len(first_of_lane)]
+        self._in_flight[choice.message.position] = choice
+        outcome = await self._send(choice)
+        if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:
+            await self._open_breaker(outcome)
+            return
+        endpoint_id = self._endpoint.endpoint_id
+        await self._database.transact(lambda connection: relay.close_breaker(connection, endpoint_id))
+        await self._end([outcome])
+        log.info("endpoint answers again", endpoint=self._endpoint.name)
+
+    async def _open_breaker(self, failed: _Failed) -> None:
+        """Leave the endpoint's rows where they are, for a while; nobody's attempt is counted."""
+        delay_seconds = breaker_delay_seconds(self._endpoint.consecutive_failures + 1)
+        message, detail = failed.claimed.message, failed.error.detail
+        endpoint_id = self._endpoint.endpoint_id
+
+        async def work(connection: AsyncConnection) -> None:
+            await relay.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
+            await relay.log_attempt(connection, endpoint_id, message.position, ErrorClass.ENDPOINT, detail)
+            await relay.open_breaker(connection, self._endpoint, detail, delay_seconds)
+
+        await self._database.transact(work)
+        log.warning("endpoint fails", endpoint=self._endpoint.name, seconds=delay_seconds, error=detail)

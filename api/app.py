@@ -1,0 +1,117 @@
+"""The API process: `python -m api.app`. One of the two composition roots (the other is `worker.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from temporalio.client import Client
+
+from api import inventory, ops, order, outbox
+from api.auth import Gate, Role
+from api.problems import install_problem_handlers
+from api.services import Services
+from db.engine import UNREACHABLE, Database, WrongInstallation, create_engine
+from domain.ids import Names
+from logs import configure_logs
+from settings import Settings, SettingsError
+from workflows.client import connect
+
+log = structlog.get_logger(__name__)
+
+EX_CONFIG = 78
+"""Exit code (sysexits.h) for what no restart mends; `make up` then stops and shows the reason."""
+_DRAIN_SECONDS = 6
+_POOL_SIZE = 30
+
+
+def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
+    """Build the application; it connects when it starts. `temporal`: a client to use instead of an own one.
+
+    Raises SettingsError when a token is missing or stands for two roles.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(create_engine(settings.database_url or "", pool_size=_POOL_SIZE, name="waybill-api"))
+        app.state.services = Services(
+            database=database,
+            temporal=temporal or await connect(os.environ, embedded=settings.temporal_embedded, lazy=True),
+            names=Names(settings.installation),
+            temporal_ui_url=settings.temporal_ui_url,
+            hold_seconds=settings.hold_seconds,
+            sweep_grace_seconds=settings.sweep_grace_seconds,
+            webhook_allow_private=settings.webhook_allow_private or False,
+        )
+        try:
+            yield
+        finally:
+            await database.close()
+
+    # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.
+    app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for room in (order, inventory, outbox, ops):
+        app.include_router(room.router)
+    install_problem_handlers(app)
+    app.add_middleware(Gate, tokens=_tokens(settings))
+    return app
+
+
+async def _check_installation(settings: Settings) -> None:
+    """Refuse another installation's database; one that is down is what `/readyz` tells."""
+    database = Database(create_engine(settings.database_url or "", name="waybill-api"))
+    try:
+        await database.check_installation(settings.installation)
+    except UNREACHABLE as error:
+        log.warning("database unavailable", error=str(error))
+    finally:
+        await database.close()
+
+
+def _tokens(settings: Settings) -> dict[Role, str]:
+    given = {
+        Role.CLIENT: settings.client_token,
+        Role.COURIER: settings.courier_token,
+        Role.ADMIN: settings.admin_token,
+    }
+    tokens = {role: token for role, token in given.items() if token}
+    for role in Role:
+        if role not in tokens:
+            raise SettingsError(f"WAYBILL_{role.name}_TOKEN is not set: nobody could call as {role.value}.")
+    if len(set(tokens.values())) < len(tokens):
+        raise SettingsError("Two of WAYBILL_CLIENT_TOKEN, WAYBILL_COURIER_TOKEN and WAYBILL_ADMIN_TOKEN are the same.")
+    return tokens
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT. Exit code 78: misconfigured."""
+    configure_logs("api")
+    try:
+        settings = Settings.from_env(os.environ)
+        if settings.database_url is None:
+            raise SettingsError("WAYBILL_DATABASE_URL is not set: it says where the truth is kept.")
+        app = create_app(settings)
+        asyncio.run(_check_installation(settings))
+    except (SettingsError, WrongInstallation) as error:
+        log.error(str(error))
+        sys.exit(EX_CONFIG)
+    uvicorn.run(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        backlog=512,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Metrics, invariants, the audit, and whether the process and what it stands on are up."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import Row
+from temporalio.service import RPCError
+
+from api.metrics import render_metrics
+from api.models import Page, big_integer, time
+from api.problems import unavailable
+from api.services import ServicesDep
+from db import ops
+from db.engine import UNREACHABLE
+from db.inventory import drift
+from db.migrations import is_migrated
+
+router = APIRouter()
+
+_READY_SECONDS = 3.0
+
+
+@router.get("/api/admin/ops/metrics")
+async def get_metrics(services: ServicesDep) -> Response:
+    """Prometheus text, fleet-wide, from one snapshot."""
+    async with services.database.read() as connection:
+        metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
+        drift_totals = await drift.drift_totals(connection)
+        invariants = await ops.check_invariants(connection)
+    uptime_seconds = (datetime.now(UTC) - services.started_at).total_seconds()
+    return Response(render_metrics(metrics, drift_totals, invariants, uptime_seconds), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/api/admin/ops/invariants")
+async def get_invariants(services: ServicesDep) -> dict[str, Any]:
+    """Whether every promise is kept, and by which rows not."""
+    async with services.database.read() as connection:
+        checks = await ops.check_invariants(connection)
+    return {
+        "ok": not any(check.violations for check in checks),
+        "checks": [
+            {"name": check.name, "ok": not check.violations, "violations": check.violations, "sample": check.sample}
+            for check in checks
+        ],
+    }
+
+
+@router.get("/api/admin/ops/actions")
+async def list_actions(services: ServicesDep, page: Annotated[Page, Depends()]) -> dict[str, Any]:
+    """What admins did, newest first."""
+    after = page.after(big_integer)
+    async with services.database.read() as connection:
+        rows = await ops.list_actions(connection, after[0] if after else None, page.limit + 1)
+    return page.answer(rows, _show_action, lambda row: (row.action_id,))
+
+
+def _show_action(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "at": time(row.at),
+        "actor": row.actor,
+        "action": row.action,
+        "target": row.target,
+        "reason": row.reason,
+        "before": row.before,
+        "after": row.after,
+    }
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process is up."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(services: ServicesDep) -> dict[str, str]:
+    """The database is reachable and migrated, and Temporal is reachable."""
+    try:
+        async with asyncio.timeout(_READY_SECONDS), services.database.read() as connection:
+            migrated = await is_migrated(connection)
+    except UNREACHABLE as error:
+        raise unavailable("not-ready", "The database cannot be reached.") from error
+    if not migrated:
+        raise unavailable("not-ready", "The database is not migrated to this version.")
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            healthy = await services.temporal.service_client.check_health()
+    except (TimeoutError, RPCError, RuntimeError) as error:
+        raise unavailable("not-ready", "Temporal cannot be reached.") from error
+    if not healthy:
+        raise unavailable("not-ready", "Temporal is not healthy.")
+    return {"status": "ok"}

@@ -1,0 +1,320 @@
+"""Orders, as clients start, pay, extend, cancel and read them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from sqlalchemy import Row
+from temporalio.client import (
+    WithStartWorkflowOperation,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from api.models import Body, Email, HoldSeconds, LongText, Name, Page, Text, Units, actor, aware_time, time, timeline
+from api.problems import Problem, conflict, invalid, not_found, unavailable
+from api.services import Services, ServicesDep
+from db import order as orders
+from db.inventory import products
+from domain.ids import STATUS_ATTRIBUTE, ZONE_ATTRIBUTE
+from domain.ids import order_id as derive_order_id
+from domain.order import Line, NewOrder, OrderCommand, OrderState, OrderStatus, Place, Refusal, possible, refusal
+from workflows.order import OrderWorkflow
+
+router = APIRouter(prefix="/api/orders")
+
+DECISION_SECONDS = 15.0
+"""A POST answers within this time, decided or not."""
+_STATUS = SearchAttributeKey.for_keyword(STATUS_ATTRIBUTE)
+_ZONE = SearchAttributeKey.for_keyword(ZONE_ATTRIBUTE)
+
+_REFUSALS = {
+    Refusal.HOLD_EXPIRED: "The hold has expired; its units are free again.",
+    Refusal.ORDER_CANCELLED: "The order was cancelled.",
+    Refusal.ORDER_REJECTED: "The order was rejected for lack of stock.",
+    Refusal.ORDER_CONFIRMED: "The order is confirmed; its hold is over.",
+    Refusal.ALREADY_PICKED_UP: "The delivery was picked up already.",
+}
+
+
+class LineBody(Body):
+    """So many of a product."""
+
+    sku: Text
+    quantity: Units
+
+
+class PlaceBody(Body):
+    """A point, in degrees."""
+
+    lat: Annotated[float, Field(ge=-90, le=90)]
+    lng: Annotated[float, Field(ge=-180, le=180)]
+
+
+class DropoffBody(PlaceBody):
+    """Where the order goes."""
+
+    address: LongText | None = None
+
+
+class StartOrder(Body):
+    """The body of `POST /api/orders`."""
+
+    customer_id: Text
+    zone: Name
+    lines: Annotated[list[LineBody], Field(min_length=1, max_length=200)]
+    pickup: PlaceBody | None = None
+    dropoff: DropoffBody
+    email: Email | None = None
+    hold_seconds: HoldSeconds | None = None
+
+    def order(self, order_id: str, default_hold_seconds: int) -> NewOrder:
+        """The order that is asked for."""
+        return NewOrder(
+            order_id=order_id,
+            # Of what was said, defaults left out: a default that changes between two tries is not another body.
+            request_hash=hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest(),
+            customer_id=self.customer_id,
+            zone=self.zone,
+            lines=[Line(line.sku, line.quantity) for line in self.lines],
+            pickup=Place(self.pickup.lat, self.pickup.lng) if self.pickup else None,
+            dropoff=Place(self.dropoff.lat, self.dropoff.lng),
+            dropoff_address=self.dropoff.address,
+            email=self.email,
+            hold_seconds=self.hold_seconds or default_hold_seconds,
+        )
+
+
+class ExtendOrder(Body):
+    """The body of `POST /api/orders/{orderId}/extend`."""
+
+    hold_seconds: HoldSeconds
+
+
+async def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str:
+    if not idempotency_key:
+        raise Problem(400, "idempotency-key-missing", "The header Idempotency-Key is missing.")
+    if len(idempotency_key) > 255:
+        raise Problem(400, "idempotency-key-too-long", "The header Idempotency-Key is longer than 255 characters.")
+    return idempotency_key
+
+
+@router.post("")
+async def start_order(
+    body: StartOrder, request: Request, services: ServicesDep, key: Annotated[str, Depends(_idempotency_key)]
+) -> JSONResponse:
+    """Reserve everything or nothing. The same key asks for the same outcome again."""
+    order = body.order(derive_order_id(actor(request), key), services.hold_seconds)
+    row = await _read(services, order.order_id)
+    made = row is None
+    if row is None:
+        await _refuse_unknown_products(services, order)
+        await services.require_worker()
+        await _reserve(services, order)
+        row = await _read(services, order.order_id)
+        if row is None:
+            raise _pending(order.order_id)
+    if row.request_hash != order.request_hash:
+        raise _key_reused()
+    if row.status == OrderStatus.REJECTED:
+        raise conflict("insufficient-stock", "There is not enough stock; nothing was reserved.", lines=row.shortages)
+    return JSONResponse(
+        show_order(services, row), 201 if made else 200, headers={"Location": f"/api/orders/{row.order_id}"}
+    )
+
+
+async def _refuse_unknown_products(services: Services, order: NewOrder) -> None:
+    skus = {line.sku for line in order.lines}
+    async with services.database.read() as connection:
+        known = await products.get_products(connection, skus)
+    if unknown := sorted(skus - known.keys()):
+        raise invalid("unknown-sku", "There is no such product.", skus=unknown)
+
+
+async def _reserve(services: Services, order: NewOrder) -> None:
+    """Start the order's workflow, or join the one that runs, and wait until it has decided."""
+    start = WithStartWorkflowOperation(
+        OrderWorkflow.run,
+        order,
+        id=services.names.order(order.order_id),
+        task_queue=services.names.main_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+        static_summary=f"{len(order.lines)} lines to zone {order.zone}",
+        search_attributes=TypedSearchAttributes(
+            [SearchAttributePair(_STATUS, OrderStatus.RESERVED), SearchAttributePair(_ZONE, order.zone)]
+        ),
+    )
+    try:
+        async with asyncio.timeout(DECISION_SECONDS):
+            # One id for all copies of a request: Temporal lets only ten different updates wait at a time.
+            await services.temporal.execute_update_with_start_workflow(
+                OrderWorkflow.reserved,
+                order.request_hash,
+                id=f"reserved-{order.request_hash}",
+                start_workflow_operation=start,
+            )
+    except WorkflowUpdateFailedError as error:
+        if isinstance(error.cause, ApplicationError) and error.cause.type == "idempotency-key-reused":
+            raise _key_reused() from error
+        raise _pending(order.order_id) from error
+    except WorkflowAlreadyStartedError:
+        return  # it ran and closed: the row knows how
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError, RPCError) as error:
+        raise _pending(order.order_id) from error
+    except RuntimeError as error:
+        raise _temporal_unavailable() from error
+
+
+@router.post("/{order_id}/confirm")
+async def confirm_order(order_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Take the units out of stock and have the order delivered."""
+    return await _command(services, order_id, OrderCommand.CONFIRM)
+
+
+@router.post("/{order_id}/extend")
+async def extend_order(order_id: str, body: ExtendOrder, services: ServicesDep) -> dict[str, Any]:
+    """Hold on for that many seconds from now."""
+    return await _command(services, order_id, OrderCommand.EXTEND, body.hold_seconds)
+
+
+@router.post("/{order_id}/cancel")
+async def cancel_order(order_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Give the units back."""
+    return await _command(services, order_id, OrderCommand.CANCEL)
+
+
+async def _command(
+    services: Services, order_id: str, command: OrderCommand, hold_seconds: int | None = None
+) -> dict[str, Any]:
+    """Carry out a command that changes the order; one that was carried out before only shows it."""
+    row = await _read(services, order_id)
+    if row is None:
+        raise not_found("order")
+    stage = OrderStatus(row.status)
+    if possible(command, stage):
+        await services.require_worker()
+        state = await _update(services, row, command, hold_seconds)
+        row = await _read(services, order_id) or row
+        if state is None:  # its workflow is closed, so the row has the answer
+            stage = OrderStatus(row.status)
+            if possible(command, stage):
+                raise _pending(order_id)
+        else:
+            stage = state.stage
+            if state.refusal is not None:
+                raise _refused(state.refusal)
+    if slug := refusal(command, stage):
+        raise _refused(slug)
+    return show_order(services, row)
+
+
+async def _update(
+    services: Services, row: Row[Any], command: OrderCommand, hold_seconds: int | None
+) -> OrderState | None:
+    """Send the command to the order's workflow; None when that has closed meanwhile."""
+    handle = services.temporal.get_workflow_handle_for(OrderWorkflow.run, services.names.order(row.order_id))
+    # A command can succeed only once from where the order stands, so its copies may share one update.
+    update_id = f"{command}-{row.status}-{row.delivery_status}"
+    try:
+        async with asyncio.timeout(DECISION_SECONDS):
+            if command is OrderCommand.CONFIRM:
+                return await handle.execute_update(OrderWorkflow.confirm, id=update_id)
+            if command is OrderCommand.CANCEL:
+                return await handle.execute_update(OrderWorkflow.cancel, id=update_id)
+            assert hold_seconds is not None
+            return await handle.execute_update(OrderWorkflow.extend, hold_seconds)
+    except WorkflowUpdateFailedError as error:
+        if isinstance(error.cause, ApplicationError) and error.cause.type in list(Refusal):
+            raise _refused(Refusal(error.cause.type)) from error
+        return None
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise _pending(row.order_id) from error
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+        raise _pending(row.order_id) from error
+    except RuntimeError as error:
+        raise _temporal_unavailable() from error
+
+
+def _refused(slug: Refusal) -> Problem:
+    return conflict(slug, _REFUSALS[slug])
+
+
+def _key_reused() -> Problem:
+    return invalid("idempotency-key-reused", "This Idempotency-Key was used with another body.")
+
+
+def _pending(order_id: str) -> Problem:
+    return unavailable(
+        "order-pending",
+        "The order is not decided yet.",
+        "Ask again with the same key or at the order's address: what was started is not lost.",
+        orderId=order_id,
+    )
+
+
+def _temporal_unavailable() -> Problem:
+    return unavailable("temporal-unavailable", "Temporal cannot be reached, so nothing was started.")
+
+
+# --- reads
+
+
+@router.get("/{order_id}")
+async def get_order(order_id: str, services: ServicesDep) -> dict[str, Any]:
+    """One order."""
+    row = await _read(services, order_id)
+    if row is None:
+        raise not_found("order")
+    return show_order(services, row)
+
+
+@router.get("")
+async def list_orders(
+    services: ServicesDep, page: Annotated[Page, Depends()], status: Annotated[OrderStatus | None, Query()] = None
+) -> dict[str, Any]:
+    """Orders, newest first."""
+    after = page.after(aware_time, str)
+    async with services.database.read() as connection:
+        rows = await orders.list_orders(connection, status, (after[0], after[1]) if after else None, page.limit + 1)
+    return page.answer(rows, lambda row: show_order(services, row), lambda row: (row.created_at, row.order_id))
+
+
+async def _read(services: Services, order_id: str) -> Row[Any] | None:
+    async with services.database.read() as connection:
+        return await orders.get_order(connection, order_id)
+
+
+def show_order(services: Services, row: Row[Any]) -> dict[str, Any]:
+    """An order as clients see it."""
+    delivery = None
+    if row.delivery_id is not None:
+        delivery = {"status": row.delivery_status, "courierId": row.courier_id}
+    return {
+        "orderId": row.order_id,
+        "status": row.status,
+        "customerId": row.customer_id,
+        "zone": row.zone,
+        "lines": row.lines,
+        "expiresAt": time(row.expires_at),
+        "deliveryId": row.delivery_id,
+        "delivery": delivery,
+        "timeline": timeline(row.timeline),
+        "workflow": services.workflow_link(services.names.order(row.order_id)),
+    }

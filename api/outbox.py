@@ -1,0 +1,266 @@
+"""Webhooks, failing messages and what an admin does about them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, StringConstraints
+from sqlalchemy import Row
+
+from api.models import LongText, Name, NeedsReason, Page, Reasoned, actor, aware_time, big_integer, time
+from api.problems import conflict, invalid, not_found
+from api.services import Services, ServicesDep
+from db.outbox import endpoints, failures
+from db.outbox.failures import MessageMissing, MessageSettled
+from domain.outbox import ErrorClass, EventType, MessageStatus, message_id, new_webhook_secret, parse_message_id
+from sinks.webhook import url_problem
+
+router = APIRouter(prefix="/api/admin")
+
+
+# --- webhooks
+
+
+def _printable(url: str) -> str:
+    if not url.isprintable() or " " in url:
+        raise ValueError("a URL holds no spaces and no control characters")
+    return url
+
+
+class PutWebhook(Reasoned):
+    """The body of `PUT /api/admin/webhooks/{name}`."""
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_printable)]
+    event_types: list[str] | None = None
+    enabled: bool = True
+
+
+@router.put("/webhooks/{name}")
+async def put_webhook(name: Name, body: PutWebhook, request: Request, services: ServicesDep) -> JSONResponse:
+    """Make or change a webhook; the secret is told only when it is made."""
+    if problem := url_problem(body.url, allow_private=services.webhook_allow_private):
+        raise invalid("invalid-webhook-url", problem)
+    if unknown := sorted(set(body.event_types or ()) - set(EventType)):
+        raise invalid("unknown-event-type", "There is no such event type.", eventTypes=unknown)
+    if name == "workflow":
+        raise invalid("reserved-name", "The name 'workflow' is the internal sink's.")
+    secret = new_webhook_secret()
+    created = await services.database.transact(
+        lambda connection: endpoints.put_webhook(
+            connection, name, body.url, body.event_types, body.enabled, secret, actor=actor(request), reason=body.reason
+        )
+    )
+    shown = await get_webhook(name, services)
+    return JSONResponse({**shown, "secret": secret} if created else shown, 201 if created else 200)
+
+
+@router.get("/webhooks/{name}")
+async def get_webhook(name: str, services: ServicesDep) -> dict[str, Any]:
+    """One webhook, without its secret."""
+    async with services.database.read() as connection:
+        row = await endpoints.get_webhook(connection, name)
+    if row is None:
+        raise not_found("webhook")
+    return _show_webhook(row)
+
+
+@router.get("/webhooks")
+async def list_webhooks(services: ServicesDep, page: Annotated[Page, Depends()]) -> dict[str, Any]:
+    """Webhooks, newest first."""
+    after = page.after(big_integer)
+    async with services.database.read() as connection:
+        rows = await endpoints.list_webhooks(connection, after[0] if after else None, page.limit + 1)
+    return page.answer(rows, _show_webhook, lambda row: (row.endpoint_id,))
+
+
+@router.delete("/webhooks/{name}", status_code=204)
+async def delete_webhook(
+    name: str, request: Request, services: ServicesDep, reason: Annotated[LongText | None, Query()] = None
+) -> Response:
+    """End a webhook; what it had not received is dropped."""
+    deleted = await services.database.transact(
+        lambda connection: endpoints.delete_webhook(connection, name, actor=actor(request), reason=reason)
+    )
+    if not deleted:
+        raise not_found("webhook")
+    return Response(status_code=204)
+
+
+@router.post("/webhooks/{name}/rotate-secret")
+async def rotate_secret(
+    name: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+) -> dict[str, Any]:
+    """Give the webhook a new secret; for a day its messages carry a signature by the old one too."""
+    secret = new_webhook_secret()
+    reason = body.reason if body else None
+    rotated = await services.database.transact(
+        lambda connection: endpoints.rotate_secret(connection, name, secret, actor=actor(request), reason=reason)
+    )
+    if not rotated:
+        raise not_found("webhook")
+    return {**await get_webhook(name, services), "secret": secret}
+
+
+@router.post("/webhooks/{name}/enable")
+async def enable_webhook(
+    name: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+) -> dict[str, Any]:
+    """Send to the webhook again, at once."""
+    reason = body.reason if body else None
+    enabled = await services.database.transact(
+        lambda connection: endpoints.enable_webhook(connection, name, actor=actor(request), reason=reason)
+    )
+    if not enabled:
+        raise not_found("webhook")
+    return await get_webhook(name, services)
+
+
+def _show_webhook(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "url": row.url,
+        "eventTypes": row.event_types,
+        "enabled": row.enabled,
+        "breaker": "open" if row.open else "closed",
+        "lastError": row.last_error,
+        "createdAt": time(row.created_at),
+    }
+
+
+# --- failing messages
+
+
+@router.get("/ops/outbox/failures")
+async def list_failures(
+    services: ServicesDep,
+    page: Annotated[Page, Depends()],
+    status: Annotated[MessageStatus, Query()] = MessageStatus.FAILED,
+    event_type: Annotated[EventType | None, Query(alias="eventType")] = None,
+    error_class: Annotated[ErrorClass | None, Query(alias="errorClass")] = None,
+    sink: Annotated[str | None, Query(max_length=64)] = None,
+) -> dict[str, Any]:
+    """Messages that failed for reasons of their own, and what their workflows say."""
+    given = {"event_type": event_type, "error_class": error_class, "sink": sink}
+    filters = {name: str(value) for name, value in given.items() if value is not None}
+    after = page.after(aware_time, big_integer, big_integer)
+    async with services.database.read() as connection:
+        rows = await failures.list_failures(
+            connection, status, filters, (after[0], after[1], after[2]) if after else None, page.limit + 1
+        )
+    workflow_ids = {
+        (row.position, row.endpoint_id): services.names.failure(message_id(row.position, row.endpoint_id))
+        for row in rows[: page.limit]
+    }
+    statuses = await services.workflow_statuses(workflow_ids.values())
+
+    def show(row: Row[Any]) -> dict[str, Any]:
+        workflow_id = workflow_ids[row.position, row.endpoint_id]
+        return _show_failure(services, row, workflow_id, statuses[workflow_id])
+
+    return page.answer(rows, show, lambda row: (row.failed_at, row.position, row.endpoint_id))
+
+
+def _show_failure(services: Services, row: Row[Any], workflow_id: str, workflow_status: str | None) -> dict[str, Any]:
+    return {
+        "messageId": message_id(row.position, row.endpoint_id),
+        "eventId": row.event_id,
+        "eventType": row.event_type,
+        "aggregateId": row.subject,
+        "sink": row.sink,
+        "status": row.status,
+        "attempts": row.attempts,
+        "lastError": row.last_error,
+        "errorClass": row.error_class,
+        "failedAt": time(row.failed_at),
+        "workflow": {**services.workflow_link(workflow_id), "status": workflow_status},
+    }
+
+
+@router.get("/ops/outbox/events/{event_id}")
+async def get_event(event_id: str, services: ServicesDep) -> dict[str, Any]:
+    """An event with its payload, and where each of its messages is."""
+    try:
+        uuid.UUID(event_id)
+    except ValueError:
+        raise not_found("event") from None
+    async with services.database.read() as connection:
+        found = await failures.get_event(connection, event_id)
+    if found is None:
+        raise not_found("event")
+    event, messages, attempts = found
+    return {
+        "eventId": event.event_id,
+        "eventType": event.event_type,
+        "aggregateId": event.subject,
+        "time": time(event.occurred_at),
+        "payload": event.data,
+        "messages": [_show_message(event.position, message, attempts) for message in messages],
+    }
+
+
+def _show_message(position: int, message: Row[Any], attempts: Any) -> dict[str, Any]:
+    told = [
+        {
+            "at": time(attempt.at),
+            "outcome": attempt.outcome,
+            "errorClass": attempt.error_class,
+            "error": attempt.error,
+        }
+        for attempt in attempts
+        if attempt.endpoint_id == message.endpoint_id
+    ]
+    if message.finished_at is not None and message.status == MessageStatus.DELIVERED:
+        told.append({"at": time(message.finished_at), "outcome": "delivered", "errorClass": None, "error": None})
+    return {
+        "messageId": message_id(position, message.endpoint_id),
+        "sink": message.sink,
+        "status": message.status,
+        "attempts": told,
+    }
+
+
+@router.post("/ops/outbox/failures/{message}/replay")
+async def replay(message: str, request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+    """Send a failing message again, and what waits behind it."""
+    position, endpoint_id = _message_key(message)
+    reason = body.reason if body else None
+    try:
+        status = await services.database.transact(
+            lambda connection: failures.replay(connection, position, endpoint_id, actor=actor(request), reason=reason)
+        )
+    except (MessageMissing, MessageSettled) as error:
+        raise _cannot(error) from error
+    return {"messageId": message, "status": status}
+
+
+@router.post("/ops/outbox/failures/{message}/ignore")
+async def ignore(message: str, body: NeedsReason, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Give a failing message up; what waits behind it goes on."""
+    position, endpoint_id = _message_key(message)
+    try:
+        status = await services.database.transact(
+            lambda connection: failures.ignore(
+                connection, position, endpoint_id, actor=actor(request), reason=body.reason
+            )
+        )
+    except (MessageMissing, MessageSettled) as error:
+        raise _cannot(error) from error
+    return {"messageId": message, "status": status}
+
+
+def _message_key(message: str) -> tuple[int, int]:
+    key = parse_message_id(message)
+    if key is None:
+        raise not_found("failing message")
+    return key
+
+
+def _cannot(error: MessageMissing | MessageSettled) -> Exception:
+    if isinstance(error, MessageMissing):
+        return not_found("failing message")
+    return conflict(
+        "message-settled", f"The message is {error.status}; there is nothing to do.", messageStatus=error.status
+    )

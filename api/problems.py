@@ -1,0 +1,135 @@
+"""Every error is a problem detail (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+from db.engine import UNREACHABLE
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER_SECONDS = 2
+_BUSY_SQLSTATES = frozenset({"55P03", "57014", "40P01", "40001", "25P03"})
+"""Lock or statement time-out, deadlock, serialization failure, idle time-out: the same call may pass a moment later."""
+
+
+class Problem(Exception):
+    """An answer that is an error: `type` is `/problems/<slug>`; `members` are the problem's own."""
+
+    def __init__(
+        self,
+        status: int,
+        slug: str,
+        title: str,
+        detail: str | None = None,
+        *,
+        members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(title)
+        self.status = status
+        self.slug = slug
+        self.title = title
+        self.detail = detail
+        self.members = dict(members or {})
+        self.headers = dict(headers or {})
+
+    def response(self, instance: str) -> JSONResponse:
+        """The problem as it goes out, for the resource that was called."""
+        body = {
+            "type": f"/problems/{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail or self.title,
+            "instance": instance,
+            **self.members,
+        }
+        return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
+
+
+def not_found(noun: str) -> Problem:
+    """There is no such thing, whatever the shape of the id."""
+    return Problem(404, "not-found", f"There is no such {noun}.")
+
+
+def invalid(slug: str, title: str, **members: Any) -> Problem:
+    """The request is well-formed and cannot be meant."""
+    return Problem(422, slug, title, members=members)
+
+
+def conflict(slug: str, title: str, **members: Any) -> Problem:
+    """The state of things does not allow it."""
+    return Problem(409, slug, title, members=members)
+
+
+def unavailable(slug: str, title: str, detail: str | None = None, **members: Any) -> Problem:
+    """Not now: the same call may pass after a while."""
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return Problem(503, slug, title, detail, members=members, headers=headers)
+
+
+_HTTP_PROBLEMS = {
+    400: ("bad-request", "The request cannot be read."),
+    404: ("not-found", "There is nothing at this address."),
+    405: ("method-not-allowed", "This address does not take that method."),
+    413: ("content-too-large", "The body is larger than 1 MiB."),
+}
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Turn everything that can be raised into a problem detail."""
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, problem: Problem) -> JSONResponse:
+        return problem.response(request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        slug, title = _HTTP_PROBLEMS.get(error.status_code, ("http-error", str(error.detail)))
+        return Problem(error.status_code, slug, title, headers=error.headers).response(request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _invalid_request(error).response(request.url.path)
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        log.exception("unexpected error", path=request.url.path, exc_info=error)
+        return Problem(500, "internal-error", "Something went wrong on our side.").response(request.url.path)
+
+    async def on_database_error(request: Request, error: Exception) -> JSONResponse:
+        sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if isinstance(error, DBAPIError) and not (
+            error.connection_invalidated or isinstance(error, UNREACHABLE) or sqlstate in _BUSY_SQLSTATES
+        ):
+            return await on_bug(request, error)
+        log.warning("database unavailable", path=request.url.path, error=str(error))
+        problem = unavailable("database-unavailable", "The database does not answer at the moment.")
+        return problem.response(request.url.path)
+
+    for kind in (DBAPIError, *UNREACHABLE):
+        app.add_exception_handler(kind, on_database_error)
+
+
+def _invalid_request(error: RequestValidationError) -> Problem:
+    """What is wrong where. The input is not echoed: it may be personal, or not even encodable."""
+    errors = error.errors()
+    if any(each["type"] == "json_invalid" for each in errors):
+        return Problem(400, "malformed-json", "The body is not valid JSON.")
+    told = [
+        {"where": ".".join(str(part) for part in each["loc"]), "what": each["msg"].removeprefix("Value error, ")}
+        for each in errors
+    ]
+    detail = "; ".join(f"{each['where']}: {each['what']}" for each in told[:5])
+    printable = detail.encode("utf-8", "replace").decode()
+    for each in told:
+        each["where"] = each["where"].encode("utf-8", "replace").decode()
+    return Problem(422, "invalid-request", "The request is not valid.", printable, members={"errors": told})

@@ -1,0 +1,99 @@
+"""Connections, and the one way to run a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
+
+_RETRIED_SQLSTATES = frozenset({"40P01", "40001"})
+"""Deadlock detected and serialization failure: the transaction left no trace and may simply run again."""
+_TRIES = 5
+
+# A statement that waits longer than this is waiting for something that is broken; the activity's retry says so aloud.
+_SERVER_SETTINGS = {
+    "application_name": "waybill",
+    "statement_timeout": "15000",
+    "lock_timeout": "5000",
+    "idle_in_transaction_session_timeout": "20000",
+    "timezone": "UTC",
+    # Queries here are short; compiling them costs more than it saves.
+    "jit": "off",
+}
+
+UNREACHABLE = (OSError, InterfaceError, OperationalError, TimeoutError)
+"""What a call raises when PostgreSQL does not answer."""
+
+
+class WrongInstallation(Exception):
+    """The database belongs to another installation, or to none; the message is one sentence."""
+
+
+def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill") -> AsyncEngine:
+    """Make the process's connection pool for `postgresql://…`. Connects only when first used."""
+    return create_async_engine(
+        url.replace("postgresql://", "postgresql+asyncpg://", 1),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={"server_settings": {**_SERVER_SETTINGS, "application_name": name}, "timeout": 5},
+    )
+
+
+class Database:
+    """The pool, with its transactions and reads."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.retried = 0
+        """Transactions run again after a deadlock or a serialization failure, since the process started."""
+
+    async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Run `work` in one transaction, again if PostgreSQL chose it as a deadlock's victim (at most 5 tries)."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                async with self._engine.begin() as connection:
+                    return await work(connection)
+            except DBAPIError as error:
+                sqlstate = getattr(error.orig, "sqlstate", None)
+                if sqlstate not in _RETRIED_SQLSTATES or attempt == _TRIES:
+                    raise
+                self.retried += 1
+                log.warning("transaction retried", sqlstate=sqlstate, attempt=attempt, retried=self.retried)
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError("unreachable: the last try returned or raised")
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A read-only transaction: every statement in it sees one snapshot."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            yield connection
+
+    async def check_installation(self, installation: str) -> None:
+        """Raise `WrongInstallation` unless the database was migrated for this installation."""
+        async with self.read() as connection:
+            found: Any = await connection.scalar(text("SELECT to_regclass('installation') IS NOT NULL"))
+            if found:
+                found = await connection.scalar(text("SELECT id FROM installation"))
+        if not found:
+            raise WrongInstallation("The database has not been migrated: run `python -m db.migrations` first.")
+        if found != installation:
+            raise WrongInstallation(
+                f"The database belongs to the installation {found!r}, but WAYBILL_INSTALLATION is {installation!r}."
+            )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()

@@ -1,0 +1,181 @@
+"""Workers' heartbeats, the audit of admins' actions, and the reads behind metrics and invariants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+# --- workers
+
+WORKER_ALIVE_SECONDS = 5
+"""A worker that has not beaten its heart for longer counts as gone. It beats once a second."""
+
+_HEARTBEAT = text("""
+    INSERT INTO workers (worker_id) VALUES (:worker_id)
+    ON CONFLICT (worker_id) DO UPDATE SET heartbeat_at = now()
+""")
+_FORGET_WORKERS = text("""
+    DELETE FROM workers WHERE worker_id = :worker_id OR heartbeat_at < now() - make_interval(days => 1)
+""")
+_ALIVE = text("""
+    SELECT count(*) FROM workers WHERE heartbeat_at > now() - make_interval(secs => :alive_seconds)
+""")
+
+
+async def heartbeat(connection: AsyncConnection, worker_id: str) -> None:
+    """The worker is alive."""
+    await connection.execute(_HEARTBEAT, {"worker_id": worker_id})
+
+
+async def forget_worker(connection: AsyncConnection, worker_id: str) -> None:
+    """The worker stops; those that vanished a day ago are swept out with it."""
+    await connection.execute(_FORGET_WORKERS, {"worker_id": worker_id})
+
+
+async def workers_alive(connection: AsyncConnection) -> int:
+    """How many workers are alive, by the database's clock."""
+    alive: int = (await connection.execute(_ALIVE, {"alive_seconds": float(WORKER_ALIVE_SECONDS)})).scalar_one()
+    return alive
+
+
+# --- audit
+
+_RECORD = text("""
+    INSERT INTO admin_actions (actor, action, target, reason, before, after)
+    VALUES (:actor, :action, :target, :reason, CAST(:before AS jsonb), CAST(:after AS jsonb))
+""")
+_ACTIONS = text("""
+    SELECT action_id, at, actor, action, target, reason, before, after FROM admin_actions
+    WHERE CAST(:after_id AS bigint) IS NULL OR action_id < :after_id ORDER BY action_id DESC LIMIT :limit
+""")
+
+
+async def record_action(
+    connection: AsyncConnection,
+    actor: str,
+    action: str,
+    target: str,
+    reason: str | None,
+    *,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> None:
+    """Write down who did what to what and why, in the transaction that does it."""
+    record = {"actor": actor, "action": action, "target": target, "reason": reason}
+    record["before"] = json.dumps(before) if before is not None else None
+    record["after"] = json.dumps(after) if after is not None else None
+    await connection.execute(_RECORD, record)
+
+
+async def list_actions(connection: AsyncConnection, after: int | None, limit: int) -> Sequence[Row[Any]]:
+    """A page of the audit, newest first."""
+    return (await connection.execute(_ACTIONS, {"after_id": after, "limit": limit})).all()
+
+
+# --- metrics
+
+_METRICS = text("""
+    SELECT
+        (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM outbox_parked)
+            + (SELECT count(*) FROM outbox_failures WHERE status = 'RETRYING') AS outbox_backlog,
+        (SELECT CAST(COALESCE(extract(epoch FROM now() - min(ready_at)), 0) AS float8) FROM outbox_messages)
+            AS outbox_oldest_pending_seconds,
+        (SELECT count(*) FROM outbox_failures WHERE status = 'FAILED') AS outbox_failed,
+        (SELECT CAST(COALESCE(sum(attempts), 0) AS bigint) FROM outbox_failures WHERE status IN ('RETRYING', 'FAILED'))
+            AS outbox_retry_attempts,
+        shards.*,
+        (SELECT count(*) FROM reservations WHERE status = 'ACTIVE'
+            AND expires_at < now() - make_interval(secs => :grace_seconds)) AS stuck_reservations,
+        (SELECT count(*) FROM deliveries WHERE status IN ('PENDING', 'OFFERED')) AS pending_deliveries,
+        (SELECT CAST(COALESCE(max(extract(epoch FROM now() - xact_start)), 0) AS float8) FROM pg_stat_activity
+            WHERE backend_xmin IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid())
+            AS oldest_xmin_age_seconds
+    FROM (SELECT CAST(sum(dispatched) AS bigint) AS dispatched, CAST(sum(errors_event) AS bigint) AS errors_event,
+            CAST(sum(errors_endpoint) AS bigint) AS errors_endpoint,
+            CAST(sum(errors_unknown) AS bigint) AS errors_unknown,
+            CAST(sum(failed_transitions) AS bigint) AS failed_transitions FROM outbox_shards) shards
+""")
+_STATUS_COUNTS = text(
+    "SELECT noun, status, CAST(sum(total) AS bigint) AS total FROM status_counts GROUP BY noun, status"
+)
+_BREAKERS = text("""
+    SELECT name, enabled AND open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
+""")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One consistent read of everything that the metrics endpoint serves from rows."""
+
+    values: Row[Any]
+    status_counts: Sequence[Row[Any]]
+    breakers: Sequence[Row[Any]]
+
+
+async def read_metrics(connection: AsyncConnection, grace_seconds: float) -> Metrics:
+    """Read the counters and gauges; closed rows are counted as they change, never scanned."""
+    values = (await connection.execute(_METRICS, {"grace_seconds": float(grace_seconds)})).one()
+    counts = (await connection.execute(_STATUS_COUNTS)).all()
+    breakers = (await connection.execute(_BREAKERS)).all()
+    return Metrics(values, counts, breakers)
+
+
+# --- invariants
+
+OUTBOX_PATIENCE_SECONDS = 300
+
+# Each selects the offenders, as text: the row that breaks the promise.
+_INVARIANTS: dict[str, str] = {
+    "stock_not_negative": "SELECT sku FROM products WHERE stock < 0",
+    "reserved_within_stock": "SELECT sku FROM products WHERE reserved < 0 OR reserved > stock",
+    "reserved_matches_active_reservations": """
+        SELECT p.sku FROM products p
+        LEFT JOIN (SELECT sku, sum(quantity) AS quantity FROM reservations WHERE status = 'ACTIVE' GROUP BY sku) held
+            ON held.sku = p.sku
+        WHERE p.reserved <> COALESCE(held.quantity, 0)""",
+    "outbox_backlog": f"""
+        SELECT m.position || '-' || m.endpoint_id FROM outbox_messages m JOIN outbox_endpoints e USING (endpoint_id)
+        WHERE e.enabled AND e.open_until IS NULL
+            AND m.ready_at < now() - make_interval(secs => {OUTBOX_PATIENCE_SECONDS})""",
+    "not_expired_and_confirmed": """
+        SELECT o.order_id FROM orders o JOIN reservations r USING (order_id)
+        WHERE o.status = 'CONFIRMED' AND r.status <> 'COMMITTED'""",
+}
+_SAMPLE = 5
+
+
+@dataclass(frozen=True)
+class InvariantCheck:
+    """A promise, how many rows break it, and a few of them."""
+
+    name: str
+    violations: int
+    sample: list[str]
+
+
+async def check_invariants(connection: AsyncConnection) -> list[InvariantCheck]:
+    """Check every promise on one snapshot (the caller reads in one transaction)."""
+    checks = []
+    for name, offenders in _INVARIANTS.items():
+        statement = text(f"""
+            SELECT count(*) AS violations, (array_agg(offender))[1:{_SAMPLE}] AS sample
+            FROM ({offenders}) AS o(offender)
+        """)
+        row = (await connection.execute(statement)).one()
+        checks.append(InvariantCheck(name, row.violations, row.sample or []))
+    return checks
+
+
+_CLOCK = text("SELECT clock_timestamp()")
+
+
+async def database_time(connection: AsyncConnection) -> datetime:
+    """The database's clock, which is the one that counts."""
+    now: datetime = (await connection.execute(_CLOCK)).scalar_one()
+    return now

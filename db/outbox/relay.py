@@ -1,0 +1,339 @@
+"""What a relay does to the rows: take a shard, claim, settle, fail, park, and the endpoint's breaker.
+
+Every statement that ends something is fenced by the shard's epoch: a relay that was frozen and wakes up late, after
+another took its shard, settles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.outbox import Endpoint, ErrorClass, Message, SinkKind
+
+
+class StaleEpoch(Exception):
+    """Another relay has taken the shard."""
+
+
+_TAKE = text("""
+    UPDATE outbox_shards SET epoch = epoch + 1, owner = :owner, taken_at = now() WHERE shard = :shard RETURNING epoch
+""")
+# An attempt that nobody saw the end of may have succeeded: it is logged, so that a fix knows.
+_LOG_INTERRUPTED = text("""
+    INSERT INTO outbox_attempts (endpoint_id, position, outcome, error)
+    SELECT m.endpoint_id, m.position, 'interrupted', 'the relay ended while it was sending'
+    FROM outbox_claims claim JOIN outbox_messages m
+        ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id AND m.position = ANY(claim.positions)
+    WHERE claim.shard = :shard
+""")
+_DROP_CLAIMS = text("UPDATE outbox_claims SET positions = '{}' WHERE shard = :shard AND positions <> '{}'")
+
+
+async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int:
+    """Become the shard's relay; answer the epoch that fences everyone before."""
+    epoch: int | None = await connection.scalar(_TAKE, {"shard": shard, "owner": owner})
+    if epoch is None:
+        raise LookupError(f"there is no shard {shard}")
+    await connection.execute(_LOG_INTERRUPTED, {"shard": shard})
+    await connection.execute(_DROP_CLAIMS, {"shard": shard})
+    return epoch
+
+
+ENDPOINT_COLUMNS = """
+    endpoint.endpoint_id, endpoint.name, endpoint.kind, endpoint.url, endpoint.secret,
+    CASE WHEN endpoint.previous_secret_until > now() THEN endpoint.previous_secret END AS previous_secret,
+    endpoint.consecutive_failures, endpoint.open_until IS NOT NULL AS probing
+"""
+_READY_ENDPOINTS = text(f"""
+    SELECT {ENDPOINT_COLUMNS} FROM outbox_endpoints endpoint
+    WHERE endpoint.enabled AND (endpoint.open_until IS NULL OR endpoint.open_until <= now()) AND EXISTS (
+        SELECT FROM outbox_messages m WHERE m.shard = :shard AND m.endpoint_id = endpoint.endpoint_id)
+""")
+
+
+def endpoint_of(row: Row[Any]) -> Endpoint:
+    """The endpoint of a row that selected its columns."""
+    secrets = tuple(secret for secret in (row.secret, row.previous_secret) if secret)
+    return Endpoint(
+        row.endpoint_id, row.name, SinkKind(row.kind), row.url, secrets, row.consecutive_failures, row.probing
+    )
+
+
+EVENT_COLUMNS = """
+    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject, event.data, event.occurred_at
+"""
+
+
+async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpoint]:
+    """Endpoints that can be sent to and have something ready; the rows of a broken endpoint are not even looked at."""
+    return [endpoint_of(row) for row in await connection.execute(_READY_ENDPOINTS, {"shard": shard})]
+
+
+# The limit comes before the join with the log: the other way round the log is read from its start.
+_CLAIM = text(f"""
+    WITH ready AS (
+        SELECT m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
+        WHERE s.shard = :shard AND s.epoch = :epoch AND m.shard = :shard AND m.endpoint_id = :endpoint_id
+            AND m.position <> ALL(CAST(:in_flight AS bigint[]))
+        ORDER BY m.position LIMIT :limit
+    ), claim AS (
+        INSERT INTO outbox_claims (shard, endpoint_id, epoch, positions)
+        SELECT :shard, :endpoint_id, :epoch, CAST(:in_flight AS bigint[]) || array_agg(position) FROM ready
+        HAVING count(*) > 0
+        ON CONFLICT (shard, endpoint_id) DO UPDATE SET epoch = excluded.epoch, positions = excluded.positions
+        WHERE outbox_claims.epoch <= excluded.epoch
+    )
+    SELECT ready.position, ready.event_position, ready.lane, {EVENT_COLUMNS},
+        COALESCE(failure.attempts, 0) AS attempts, failure.position IS NOT NULL AS failed_before,
+        EXISTS (SELECT FROM outbox_failures f WHERE f.endpoint_id = :endpoint_id AND f.lane = ready.lane
+            AND f.status IN ('RETRYING', 'FAILED')) AS lane_blocked
+    FROM ready
+    CROSS JOIN LATERAL (SELECT * FROM outbox_events e WHERE e.position = ready.event_position) event
+    LEFT JOIN outbox_failures failure ON failure.endpoint_id = :endpoint_id AND failure.position = ready.position
+    ORDER BY ready.position
+""")
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A message that a relay may send, and what it must know of it."""
+
+    message: Message
+    failed_before: bool
+    lane_blocked: bool
+    """An earlier message of its lane is failing: this one is to be parked."""
+
+
+async def claim(
+    connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, in_flight: Sequence[int], limit: int
+) -> list[Claimed]:
+    """Claim the next ready messages of an endpoint, beside those in flight; record them before anything is sent."""
+    parameters = {
+        "shard": shard,
+        "endpoint_id": endpoint_id,
+        "epoch": epoch,
+        "in_flight": list(in_flight),
+        "limit": limit,
+    }
+    rows = await connection.execute(_CLAIM, parameters)
+    return [Claimed(message_of(row, shard), row.failed_before, row.lane_blocked) for row in rows]
+
+
+def message_of(row: Row[Any], shard: int) -> Message:
+    """The message of a row that joins it with its event."""
+    return Message(
+        position=row.position,
+        event_position=row.event_position,
+        shard=shard,
+        lane=row.lane,
+        event_id=row.event_id,
+        event_type=row.event_type,
+        subject=row.subject,
+        data=row.data,
+        occurred_at=row.occurred_at,
+        attempts=row.attempts,
+    )
+
+
+_SETTLE = text("""
+    WITH fence AS (
+        UPDATE outbox_shards SET dispatched = dispatched + :count
+        WHERE shard = :shard AND epoch = :epoch RETURNING shard
+    ), sent AS (
+        SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:durations_ms AS float8[])) AS s(position, duration_ms)
+    ), gone AS (
+        DELETE FROM outbox_messages m USING fence, sent
+        WHERE m.shard = fence.shard AND m.endpoint_id = :endpoint_id AND m.position = sent.position
+        RETURNING m.position, sent.duration_ms
+    ), mended AS (
+        UPDATE outbox_failures f SET status = 'DELIVERED', next_attempt_at = NULL
+        FROM fence WHERE f.endpoint_id = :endpoint_id AND f.position = ANY(CAST(:failed_before AS bigint[]))
+    ), passed AS (
+        UPDATE outbox_claims claim SET passed_lane = :lane, passed_at = now()
+        FROM fence WHERE claim.shard = fence.shard AND claim.endpoint_id = :endpoint_id
+    ), finished AS (
+        INSERT INTO outbox_finished (position, endpoint_id, status, duration_ms)
+        SELECT position, :endpoint_id, 'DELIVERED', duration_ms FROM gone
+    )
+    SELECT count(*) FROM fence
+""")
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A message that its endpoint took, and how long that lasted."""
+
+    claimed: Claimed
+    duration_ms: float
+
+
+async def settle(
+    connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, delivered: Sequence[Delivered]
+) -> None:
+    """End the messages that were delivered. Raises StaleEpoch, having changed nothing."""
+    parameters = {
+        "shard": shard,
+        "endpoint_id": endpoint_id,
+        "epoch": epoch,
+        "count": len(delivered),
+        "positions": [each.claimed.message.position for each in delivered],
+        "durations_ms": [each.duration_ms for each in delivered],
+        "lane": delivered[-1].claimed.message.lane,
+        "failed_before": [each.claimed.message.position for each in delivered if each.claimed.failed_before],
+    }
+    if not await connection.scalar(_SETTLE, parameters):
+        raise StaleEpoch(shard)
+
+
+_OTHERS_PASS = text("""
+    SELECT EXISTS (SELECT FROM outbox_claims WHERE endpoint_id = :endpoint_id AND passed_lane <> :lane
+        AND passed_at > now() - make_interval(secs => :seconds))
+""")
+
+
+async def others_pass(connection: AsyncConnection, endpoint_id: int, lane: str, seconds: float) -> bool:
+    """Whether another lane's event passed at the endpoint within so many seconds, at any shard's relay."""
+    parameters = {"endpoint_id": endpoint_id, "lane": lane, "seconds": seconds}
+    return bool(await connection.scalar(_OTHERS_PASS, parameters))
+
+
+_COUNT_ERROR = {
+    error_class: text(f"""
+        UPDATE outbox_shards SET errors_{error_class} = errors_{error_class} + 1,
+            failed_transitions = failed_transitions + :failed
+        WHERE shard = :shard AND (CAST(:epoch AS bigint) IS NULL OR epoch = :epoch)
+    """)
+    for error_class in ErrorClass
+}
+
+
+async def count_error(
+    connection: AsyncConnection, shard: int, epoch: int | None, error_class: ErrorClass, *, failed: bool = False
+) -> None:
+    """Count a failed attempt (and whether the message became FAILED). With an epoch: raises StaleEpoch."""
+    parameters = {"shard": shard, "epoch": epoch, "failed": int(failed)}
+    if (await connection.execute(_COUNT_ERROR[error_class], parameters)).rowcount == 0:
+        raise StaleEpoch(shard)
+
+
+_LOG_ATTEMPT = text("""
+    INSERT INTO outbox_attempts (endpoint_id, position, outcome, error_class, error)
+    VALUES (:endpoint_id, :position, 'failed', :error_class, :error)
+""")
+
+
+async def log_attempt(
+    connection: AsyncConnection, endpoint_id: int, position: int, error_class: ErrorClass, error: str
+) -> None:
+    """Log an attempt that did not deliver."""
+    attempt = {"endpoint_id": endpoint_id, "position": position, "error_class": error_class, "error": error}
+    await connection.execute(_LOG_ATTEMPT, attempt)
+
+
+_FAIL = text("""
+    WITH gone AS (
+        DELETE FROM outbox_messages WHERE shard = :shard AND endpoint_id = :endpoint_id AND position = :position
+        RETURNING position, event_position, lane
+    )
+    INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
+        error_class, last_error, next_attempt_at)
+    SELECT :endpoint_id, position, event_position, :shard, lane, :event_type, :status, :attempts, :error_class, :error,
+        clock_timestamp() + make_interval(secs => :delay_seconds)
+    FROM gone
+    ON CONFLICT (endpoint_id, position) DO UPDATE SET status = excluded.status, attempts = excluded.attempts,
+        error_class = excluded.error_class, last_error = excluded.last_error, failed_at = now(),
+        next_attempt_at = excluded.next_attempt_at, workflow_started_at = NULL
+""")
+
+
+async def fail(
+    connection: AsyncConnection,
+    endpoint_id: int,
+    epoch: int,
+    message: Message,
+    error_class: ErrorClass,
+    error: str,
+    delay_seconds: float | None,
+) -> None:
+    """Take a message that failed for a reason of its own out of the way: RETRYING after the delay, FAILED without one.
+
+    Its row blocks its lane. Raises StaleEpoch.
+    """
+    failed = delay_seconds is None
+    await count_error(connection, message.shard, epoch, error_class, failed=failed)
+    await log_attempt(connection, endpoint_id, message.position, error_class, error)
+    await connection.execute(
+        _FAIL,
+        {
+            "shard": message.shard,
+            "endpoint_id": endpoint_id,
+            "position": message.position,
+            "event_type": message.event_type,
+            "status": "FAILED" if failed else "RETRYING",
+            "attempts": message.attempts + 1,
+            "error_class": error_class,
+            "error": error,
+            "delay_seconds": delay_seconds,
+        },
+    )
+
+
+# The failing message's row is share-locked: whoever ends it locks it first and then frees the lane, so that nothing is
+# parked behind a message that is no longer there.
+_PARK = text("""
+    WITH blocked AS (
+        SELECT lane FROM outbox_failures
+        WHERE endpoint_id = :endpoint_id AND lane = ANY(CAST(:lanes AS text[])) AND status IN ('RETRYING', 'FAILED')
+        ORDER BY lane FOR SHARE
+    ), gone AS (
+        DELETE FROM outbox_messages m USING blocked
+        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(CAST(:positions AS bigint[]))
+            AND m.lane = blocked.lane
+        RETURNING m.position, m.event_position, m.lane
+    )
+    INSERT INTO outbox_parked (endpoint_id, position, event_position, shard, lane)
+    SELECT :endpoint_id, position, event_position, :shard, lane FROM gone
+""")
+
+
+async def park(connection: AsyncConnection, shard: int, endpoint_id: int, messages: Sequence[Message]) -> None:
+    """Put aside messages whose lane an earlier one blocks; those whose lane is free by now stay where they are."""
+    parameters = {
+        "shard": shard,
+        "endpoint_id": endpoint_id,
+        "lanes": sorted({message.lane for message in messages}),
+        "positions": [message.position for message in messages],
+    }
+    await connection.execute(_PARK, parameters)
+
+
+_OPEN_BREAKER = text("""
+    UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :delay_seconds),
+        consecutive_failures = consecutive_failures + 1, last_error = :error
+    WHERE endpoint_id = :endpoint_id AND consecutive_failures = :consecutive_failures
+""")
+_CLOSE_BREAKER = text("""
+    UPDATE outbox_endpoints SET open_until = NULL, consecutive_failures = 0, last_error = NULL
+    WHERE endpoint_id = :endpoint_id
+""")
+
+
+async def open_breaker(connection: AsyncConnection, endpoint: Endpoint, error: str, delay_seconds: float) -> None:
+    """Stop sending to an endpoint for a while. Of several relays that saw the same failure, one counts it."""
+    parameters = {
+        "endpoint_id": endpoint.endpoint_id,
+        "consecutive_failures": endpoint.consecutive_failures,
+        "delay_seconds": delay_seconds,
+        "error": error,
+    }
+    await connection.execute(_OPEN_BREAKER, parameters)
+
+
+async def close_breaker(connection: AsyncConnection, endpoint_id: int) -> None:
+    """A probe passed: send again."""
+    await connection.execute(_CLOSE_BREAKER, {"endpoint_id": endpoint_id})

@@ -1,0 +1,49 @@
+"""Writing events, in the transaction of the change that they tell of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.outbox import Event, shard_of, wanted_by_workflows
+
+_WRITE = text("""
+    WITH new AS (
+        SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:event_types AS text[]), CAST(:subjects AS text[]),
+            CAST(:lanes AS text[]), CAST(:shards AS int[]), CAST(:data AS text[]), CAST(:workflow AS bool[]))
+            WITH ORDINALITY AS n(event_id, event_type, subject, lane, shard, data, workflow, place)
+    ), logged AS (
+        INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
+        SELECT event_id, event_type, subject, lane, shard, CAST(data AS jsonb), clock_timestamp()
+        FROM new ORDER BY place
+        RETURNING position, event_id, event_type, lane, shard
+    )
+    INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
+    SELECT logged.shard, endpoint.endpoint_id, logged.position, logged.position, logged.lane
+    FROM logged JOIN new USING (event_id) JOIN outbox_endpoints endpoint
+        ON CASE endpoint.kind WHEN 'workflow' THEN new.workflow
+            ELSE endpoint.event_types IS NULL OR logged.event_type = ANY(endpoint.event_types) END
+""")
+
+
+async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> None:
+    """Log the events in this order, with a message for every endpoint that wants each.
+
+    The caller holds the lock of the lane's row (the order, the product): that is what numbers the lane. A disabled
+    endpoint gets its messages too; they wait for it.
+    """
+    await connection.execute(
+        _WRITE,
+        {
+            "event_ids": [event.event_id for event in events],
+            "event_types": [event.event_type for event in events],
+            "subjects": [event.subject for event in events],
+            "lanes": [event.lane for event in events],
+            "shards": [shard_of(event.lane) for event in events],
+            "data": [json.dumps(event.data) for event in events],
+            "workflow": [wanted_by_workflows(event) for event in events],
+        },
+    )

@@ -1,0 +1,1 @@
+"""The nouns of Waybill, their states and their rules: pure, standard library only."""

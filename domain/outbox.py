@@ -1,0 +1,221 @@
+"""Events, the lanes they travel in, whose fault a failed delivery is, and when to try again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from domain.ids import new_id
+
+SHARDS = 4
+"""Relays of an installation: a small fixed number, so that lanes keep their shard."""
+
+CLOUDEVENTS_CONTENT_TYPE = "application/cloudevents+json"
+SOURCE = "/waybill"
+
+
+class EventType(StrEnum):
+    """Every event that Waybill sends."""
+
+    ORDER_RESERVED = "waybill.order.reserved"
+    ORDER_CONFIRMED = "waybill.order.confirmed"
+    ORDER_EXPIRED = "waybill.order.expired"
+    ORDER_CANCELLED = "waybill.order.cancelled"
+    ORDER_DELIVERED = "waybill.order.delivered"
+    DELIVERY_REQUESTED = "waybill.delivery.requested"
+    DELIVERY_OFFERED = "waybill.delivery.offered"
+    DELIVERY_ASSIGNED = "waybill.delivery.assigned"
+    DELIVERY_PICKED_UP = "waybill.delivery.picked_up"
+    DELIVERY_LATE = "waybill.delivery.late"
+    DELIVERY_CANCELLED = "waybill.delivery.cancelled"
+    INVENTORY_ADJUSTED = "waybill.inventory.adjusted"
+    INVENTORY_RECONCILED = "waybill.inventory.reconciled"
+
+
+class SinkKind(StrEnum):
+    """Where an endpoint's messages go."""
+
+    WEBHOOK = "webhook"
+    WORKFLOW = "workflow"
+
+
+class MessageStatus(StrEnum):
+    """The state of one event for one endpoint."""
+
+    PENDING = "PENDING"
+    RETRYING = "RETRYING"
+    FAILED = "FAILED"
+    DELIVERED = "DELIVERED"
+    IGNORED = "IGNORED"
+
+
+class ErrorClass(StrEnum):
+    """Whose fault a failed delivery is."""
+
+    EVENT = "event"
+    ENDPOINT = "endpoint"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, written in the transaction in which it happened."""
+
+    event_type: EventType
+    subject: str
+    """The aggregate's id: order id, delivery id or SKU."""
+    lane: str
+    """Events of one lane reach an endpoint in the order they happened."""
+    data: Mapping[str, Any]
+    event_id: str
+    outside: bool = False
+    """The row changed without its order's workflow, which must be told."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where messages go: a webhook, or the internal `workflow` sink."""
+
+    endpoint_id: int
+    name: str
+    kind: SinkKind
+    url: str | None
+    secrets: tuple[str, ...]
+    """Live signing secrets, the newest first; two while they rotate."""
+    consecutive_failures: int
+    probing: bool
+    """Its breaker is open and due for a probe."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One event for one endpoint, as it is sent."""
+
+    position: int
+    event_position: int
+    shard: int
+    lane: str
+    event_id: str
+    event_type: str
+    subject: str
+    data: Mapping[str, Any]
+    occurred_at: datetime
+    attempts: int
+    """Counted attempts that failed before."""
+
+    @property
+    def body(self) -> bytes:
+        """The event as a CloudEvent."""
+        return cloud_event(self.event_id, self.event_type, self.subject, self.occurred_at, self.data)
+
+
+def order_event(
+    event_type: EventType, subject: str, order_id: str, data: Mapping[str, Any], *, outside: bool = False
+) -> Event:
+    """An event of an order or of its delivery: both travel in the order's lane, and their data name the order."""
+    return Event(event_type, subject, f"order:{order_id}", {"orderId": order_id, **data}, new_id(), outside)
+
+
+def inventory_event(event_type: EventType, sku: str, data: Mapping[str, Any]) -> Event:
+    """An event of a product, in the product's lane."""
+    return Event(event_type, sku, f"sku:{sku}", {"sku": sku, **data}, new_id())
+
+
+def shard_of(lane: str) -> int:
+    """The shard whose relay carries a lane."""
+    return zlib.crc32(lane.encode()) % SHARDS
+
+
+def wanted_by_workflows(event: Event) -> bool:
+    """Whether the internal `workflow` sink receives the event: only what a workflow does not know already."""
+    return event.outside
+
+
+def message_id(position: int, endpoint_id: int) -> str:
+    """The id of a message: its place in the log and its endpoint."""
+    return f"{position}-{endpoint_id}"
+
+
+def parse_message_id(text: str) -> tuple[int, int] | None:
+    """The place and the endpoint of a message's id, or None for what cannot be one."""
+    position, dash, endpoint = text.partition("-")
+    if not dash or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in (position, endpoint)):
+        return None
+    if int(endpoint) > 2**31 - 1:
+        return None
+    return int(position), int(endpoint)
+
+
+def cloud_event(event_id: str, event_type: str, subject: str, time: datetime, data: Mapping[str, Any]) -> bytes:
+    """The event in CloudEvents 1.0 structured JSON mode (cloudevents.io, spec 1.0.2, section 3 of the JSON format)."""
+    envelope = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": SOURCE,
+        "type": event_type,
+        "subject": subject,
+        "time": rfc3339(time),
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def rfc3339(time: datetime) -> str:
+    """A time as the API and the events write it: UTC, microseconds, `Z`."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def new_webhook_secret() -> str:
+    """A signing secret in the form of the Standard Webhooks specification (24 random bytes)."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+
+
+def webhook_signature(secret: str, event_id: str, timestamp: int, body: bytes) -> str:
+    """Sign as the Standard Webhooks specification 1.0 says: HMAC-SHA256 over `id.timestamp.body`, prefixed `v1,`."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.new(key, f"{event_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+_EVENT_STATUSES = frozenset({400, 413, 422})
+_ENDPOINT_STATUSES = frozenset({401, 403, 404, 405, 410})
+
+
+def blame_of_status(http_status: int) -> ErrorClass | None:
+    """Whose fault an HTTP answer shows; None where only other lanes' fate can tell (408, 429, 5xx and the rest)."""
+    if http_status in _EVENT_STATUSES:
+        return ErrorClass.EVENT
+    if http_status in _ENDPOINT_STATUSES:
+        return ErrorClass.ENDPOINT
+    return None
+
+
+_EVENT_DELAYS = (3.0, 10.0)
+_UNKNOWN_DELAYS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 285.0)
+ENDPOINT_DELAY_CAP_SECONDS = 30.0
+
+
+def retry_delay_seconds(error_class: ErrorClass, attempts: int) -> float | None:
+    """How long to wait after so many counted attempts; None when the message has FAILED.
+
+    `event`: 3 tries within 20 s. `unknown`: 8 tries over about 10 minutes. `endpoint`: never FAILED.
+    """
+    if error_class is ErrorClass.ENDPOINT:
+        return ENDPOINT_DELAY_CAP_SECONDS
+    delays = _EVENT_DELAYS if error_class is ErrorClass.EVENT else _UNKNOWN_DELAYS
+    return delays[attempts - 1] if attempts <= len(delays) else None
+
+
+def breaker_delay_seconds(consecutive_failures: int) -> float:
+    """How long an endpoint's breaker stays open after so many failures in a row: doubling from 1 s to the cap."""
+    return float(min(2.0 ** min(consecutive_failures - 1, 10), ENDPOINT_DELAY_CAP_SECONDS))

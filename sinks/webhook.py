@@ -1,0 +1,177 @@
+"""Signed CloudEvents to a receiver's URL (Standard Webhooks 1.0)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from domain.outbox import (
+    CLOUDEVENTS_CONTENT_TYPE,
+    Endpoint,
+    ErrorClass,
+    Message,
+    blame_of_status,
+    webhook_signature,
+)
+from sinks import SendFailed
+
+TIMEOUT_SECONDS = 10.0
+_CONNECTIONS = 200
+_ERROR_BODY_BYTES = 200
+
+
+class ForbiddenAddress(OSError):
+    """The target is in a range that webhooks may not reach."""
+
+
+def url_problem(url: str, *, allow_private: bool) -> str | None:
+    """What is wrong with a webhook's URL as it is written, in one sentence; None when nothing is.
+
+    A name is only resolved when a message is sent, and then connected to by the very address that was checked.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "The URL cannot be read."
+    if parts.scheme not in ("http", "https"):
+        return "The URL's scheme is neither http nor https."
+    if not host:
+        return "The URL names no host."
+    if parts.username is not None or parts.password is not None:
+        return "The URL carries credentials; messages are signed instead."
+    if not allow_private and (address := _literal_address(host)) is not None and not _is_public(address):
+        return f"The address {address} is private; WAYBILL_WEBHOOK_ALLOW_PRIVATE=1 allows such targets."
+    return None
+
+
+def _literal_address(host: str) -> str | None:
+    """The address that a host is a spelling of (`127.1`, `0x7f000001`, `2130706433`, `::1`), if it is one at all."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # An IPv4 address in IPv6 clothes (mapped, 6to4, NAT64) goes where the IPv4 address goes.
+        embedded = ip.ipv4_mapped or ip.sixtofour
+        if embedded is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        if embedded is not None:
+            ip = embedded
+    return ip.is_global and not ip.is_multicast
+
+
+class _CheckedResolver(AbstractResolver):
+    """Resolves a name once, and hands out only addresses that may be connected to."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        results = [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=found_family,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for found_family, _, proto, _, address in found
+            if self._allow_private or _is_public(str(address[0]))
+        ]
+        if not results:
+            raise ForbiddenAddress(f"{host} resolves to private addresses only")
+        return results
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+class WebhookSink:
+    """POSTs each message to its endpoint's URL, signed with its live secrets. Open it inside an event loop."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        connector = aiohttp.TCPConnector(
+            limit=_CONNECTIONS, resolver=_CheckedResolver(allow_private=allow_private), use_dns_cache=False
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def send(self, endpoint: Endpoint, message: Message) -> None:
+        """Deliver one message; any 2xx is success. Raises SendFailed."""
+        url = endpoint.url or ""
+        if problem := url_problem(url, allow_private=self._allow_private):
+            raise SendFailed(ErrorClass.ENDPOINT, problem)
+        try:
+            body = message.body
+        except (TypeError, ValueError) as error:
+            raise SendFailed(ErrorClass.EVENT, f"the payload cannot be written as JSON: {error}") from error
+        try:
+            async with self._session.post(
+                url, data=body, headers=_headers(endpoint, message, body), allow_redirects=False
+            ) as response:
+                if 200 <= response.status < 300:
+                    return
+                answer = await response.content.read(_ERROR_BODY_BYTES)
+        except TimeoutError:
+            raise SendFailed(None, f"no answer within {TIMEOUT_SECONDS:g} s") from None
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL, ForbiddenAddress) as error:
+            raise SendFailed(_blame_of_connect(error), _described(error)) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise SendFailed(None, _described(error)) from error
+        raise SendFailed(
+            blame_of_status(response.status), f"HTTP {response.status} {answer.decode(errors='replace')!r}"
+        )
+
+
+def _headers(endpoint: Endpoint, message: Message, body: bytes) -> dict[str, str]:
+    timestamp = int(time.time())
+    signatures = (webhook_signature(secret, message.event_id, timestamp, body) for secret in endpoint.secrets)
+    return {
+        "content-type": CLOUDEVENTS_CONTENT_TYPE,
+        "user-agent": "Waybill",
+        "webhook-id": message.event_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def _blame_of_connect(error: Any) -> ErrorClass | None:
+    """Refused, unresolvable, untrusted or forbidden is the endpoint's; one that breaks off may be anybody's."""
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, ConnectionResetError | TimeoutError):
+        return None
+    return ErrorClass.ENDPOINT
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,154 @@
+"""A worker process: workflows, activities and relays. `python worker.py`; SIGTERM drains and ends it.
+
+One of the two composition roots (the other is `api/app.py`): what the floors need is built here and handed down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import structlog
+from temporalio.client import Client
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.worker import Worker
+
+from activities.inventory import InventoryActivities
+from activities.order import OrderActivities
+from activities.outbox import OutboxActivities
+from db import ops
+from db.engine import UNREACHABLE, Database, WrongInstallation, create_engine
+from domain.ids import Names
+from domain.outbox import SHARDS, SinkKind
+from logs import configure_logs
+from settings import Settings, SettingsError
+from sinks import Sink
+from sinks.webhook import WebhookSink
+from sinks.workflow import WorkflowSink
+from workflows.client import connect, ensure_search_attributes, ensure_standing
+from workflows.inventory import ReconcileWorkflow, SweepWorkflow
+from workflows.order import OrderWorkflow
+from workflows.outbox import OutboxFailureWorkflow, OutboxRelayWorkflow
+
+log = structlog.get_logger(__name__)
+
+EX_CONFIG = 78
+"""Exit code (sysexits.h) for what no restart mends; `make up` then stops and shows the reason."""
+_HEARTBEAT_SECONDS = 1.0
+_DRAIN = timedelta(seconds=6)
+
+WORKFLOWS = [OrderWorkflow, OutboxRelayWorkflow, OutboxFailureWorkflow, SweepWorkflow, ReconcileWorkflow]
+
+
+@asynccontextmanager
+async def running_worker(settings: Settings, client: Client) -> AsyncIterator[str]:
+    """Run a worker on a connected client until the block ends, then drain it; yields the worker's id.
+
+    Raises WrongInstallation where the database is not this installation's.
+    """
+    worker_id = f"{socket.gethostname()}-{os.getpid()}"
+    database = Database(create_engine(settings.database_url or "", name=worker_id))
+    names = Names(settings.installation)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        await database.check_installation(settings.installation)
+        webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
+        stack.push_async_callback(webhook.close)
+        sinks: dict[SinkKind, Sink] = {SinkKind.WEBHOOK: webhook, SinkKind.WORKFLOW: WorkflowSink(client, names)}
+        order = OrderActivities(database, promise_seconds=settings.promise_seconds)
+        inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+        outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
+        main = Worker(
+            client,
+            task_queue=names.main_queue,
+            workflows=WORKFLOWS,
+            activities=[
+                order.reserve_order,
+                order.confirm_order,
+                order.extend_order,
+                order.cancel_order,
+                order.expire_order,
+                inventory.sweep_holds,
+                inventory.reconcile,
+                outbox.retry_message,
+            ],
+            graceful_shutdown_timeout=_DRAIN,
+        )
+        relays = Worker(
+            client,
+            task_queue=names.relay_queue,
+            activities=[outbox.relay],
+            max_concurrent_activities=SHARDS,
+            graceful_shutdown_timeout=_DRAIN,
+        )
+        await stack.enter_async_context(main)
+        await stack.enter_async_context(relays)
+        await stack.enter_async_context(_heartbeat(database, worker_id))
+        await ensure_standing(client, names, sweep_seconds=settings.sweep_seconds)
+        log.info("worker ready", worker_id=worker_id, installation=settings.installation)
+        yield worker_id
+        log.info("worker drains", worker_id=worker_id)
+
+
+@asynccontextmanager
+async def _heartbeat(database: Database, worker_id: str) -> AsyncIterator[None]:
+    """Keep the worker's row fresh; take it away first when the worker stops, so that the API starts nothing more."""
+
+    async def beat() -> None:
+        while True:
+            try:
+                await database.transact(lambda connection: ops.heartbeat(connection, worker_id))
+            except UNREACHABLE as error:
+                log.warning("heartbeat failed", error=str(error))
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    await database.transact(lambda connection: ops.heartbeat(connection, worker_id))
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        try:
+            await database.transact(lambda connection: ops.forget_worker(connection, worker_id))
+        except UNREACHABLE as error:
+            log.warning("heartbeat not withdrawn", error=str(error))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    metrics = PrometheusConfig(
+        bind_address=f"127.0.0.1:{settings.worker_metrics_port}", counters_total_suffix=True, unit_suffix=True
+    )
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=metrics))
+    client = await connect(os.environ, embedded=settings.temporal_embedded, runtime=runtime)
+    await ensure_search_attributes(client)
+    async with running_worker(settings, client):
+        await stop.wait()
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT. Exit code 78: misconfigured; 1: a server cannot be reached."""
+    configure_logs("worker")
+    try:
+        settings = Settings.from_env(os.environ)
+        if settings.database_url is None:
+            raise SettingsError("WAYBILL_DATABASE_URL is not set: it says where the truth is kept.")
+        asyncio.run(_run(settings))
+    except (SettingsError, WrongInstallation) as error:
+        log.error(str(error))
+        sys.exit(EX_CONFIG)
+    except (*UNREACHABLE, RuntimeError) as error:
+        log.error("worker cannot run", error=str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

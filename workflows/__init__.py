@@ -1,0 +1,1 @@
+"""Decisions and timers: deterministic, no I/O. Everything that touches the world is an activity."""

@@ -1,0 +1,48 @@
+"""Sweeping overdue holds and reconciling counters."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.inventory import InventoryActivities
+
+
+@workflow.defn
+class SweepWorkflow:
+    """Ends what is overdue beyond its grace; by schedule, and on demand."""
+
+    @workflow.run
+    async def run(self) -> int:
+        """Answer how many orders expired."""
+        swept = await workflow.execute_activity_method(
+            InventoryActivities.sweep_holds,
+            start_to_close_timeout=timedelta(minutes=10),
+            heartbeat_timeout=timedelta(seconds=30),
+            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+            summary="overdue holds",
+        )
+        workflow.set_current_details(f"{swept} overdue orders expired.")
+        return swept
+
+
+@workflow.defn
+class ReconcileWorkflow:
+    """Sets drifted counters right, or says what it would do."""
+
+    @workflow.run
+    async def run(self, operation_id: str) -> int:
+        """Answer how many products had drifted."""
+        corrected = await workflow.execute_activity_method(
+            InventoryActivities.reconcile,
+            operation_id,
+            start_to_close_timeout=timedelta(minutes=30),
+            heartbeat_timeout=timedelta(seconds=30),
+            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+            summary="drifted products",
+        )
+        workflow.set_current_details(f"{corrected} drifted products looked at.")
+        return corrected
