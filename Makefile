@@ -45,7 +45,7 @@ define install
 	@umask 022 && { .venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; }
 	@echo 'Installing $(1) into .venv' >&2
 	@umask 022 && .venv/bin/python -m pip --disable-pip-version-check --no-input \
-		install --quiet --require-hashes -r $(1)
+		install -qq --require-hashes -r $(1)
 endef
 
 .venv/run.stamp: requirements/run.txt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from temporalio.api.enums.v1 import IndexedValueType
@@ -54,12 +54,17 @@ async def ensure_search_attributes(client: Client) -> None:
     )
     missing = [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
     if missing:
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(
-                namespace=client.namespace,
-                search_attributes=dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
-            )
+        await add_search_attributes(client, missing)
+
+
+async def add_search_attributes(client: Client, names: Sequence[str]) -> None:
+    """Register attributes of type Keyword in the client's namespace."""
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace,
+            search_attributes=dict.fromkeys(names, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
         )
+    )
 
 
 async def ensure_standing(client: Client, names: Names, *, sweep_seconds: int) -> None:

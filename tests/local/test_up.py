@@ -1,4 +1,4 @@
-"""`make up`, as far as it goes without starting the application: what it refuses, and what it ends first."""
+"""`make up`, for real: what it refuses, and that it resumes after a stop and after kills without leaving a trace."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from local.leftovers import end_leftovers, mark, marked_processes
 from local.ports import free_port
+from local.postgres import postgres_leftovers
 from local.processes import Command, Process
-from local.stack import DataDir
+from local.stack import DataDir, read_stack_env
 from tests.servers import throw_away_directory
 from tests.waiting import wait_until
 
@@ -100,6 +102,56 @@ def test_data_of_another_version_is_refused(data_dir: DataDir) -> None:
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("15\n")
     assert f"{data} holds data of PostgreSQL 15" in _refusal(_environment(data_dir))
+
+
+def _up(environment: dict[str, str], log: Path) -> Process:
+    """A supervisor that has brought the whole stack up."""
+    supervisor = Process(
+        Command(name="up", argv=[sys.executable, "-m", "local.up"], environment=environment, directory=PROJECT), log
+    )
+    supervisor.start()
+    wait_until(lambda: "Waybill is up." in supervisor.output() or not supervisor.running, 60)
+    assert supervisor.running, supervisor.output()
+    return supervisor
+
+
+def _everything(data_dir: DataDir) -> list[psutil.Process]:
+    return [*marked_processes(data_dir.path), *postgres_leftovers(data_dir.postgres)]
+
+
+def test_the_stack_comes_up_survives_kills_and_stops_without_a_trace(data_dir: DataDir, tmp_path: Path) -> None:
+    environment = _environment(data_dir)
+    supervisor = _up(environment, tmp_path / "up.log")
+    try:
+        first = read_stack_env(data_dir.stack_env)
+        [api] = [process for process in marked_processes(data_dir.path) if "api.app" in process.cmdline()]
+        api.kill()
+        wait_until(lambda: "API runs again" in supervisor.output())
+
+        # The supervisor alone is killed: what it started lives on, and the next run ends it and takes over.
+        supervisor.signal(signal.SIGKILL)
+        wait_until(lambda: not supervisor.running)
+        assert _everything(data_dir)
+        supervisor = _up(environment, tmp_path / "up.log")
+        assert "that an earlier run left behind" in supervisor.output()
+        assert read_stack_env(data_dir.stack_env) == first
+
+        # Everything is killed.
+        supervisor.signal(signal.SIGKILL)
+        wait_until(lambda: not supervisor.running)
+        for process in _everything(data_dir):
+            process.kill()
+        supervisor = _up(environment, tmp_path / "up.log")
+        assert read_stack_env(data_dir.stack_env) == first
+
+        supervisor.signal(signal.SIGINT)
+        wait_until(lambda: not supervisor.running, 10)
+        assert supervisor.exit_code == 0
+        assert _everything(data_dir) == []
+        assert not data_dir.stack_env.exists()
+    finally:
+        supervisor.kill()
+        end_leftovers(data_dir.path, data_dir.postgres)
 
 
 def test_leftovers_are_ended_by_their_mark_and_nobody_else(data_dir: DataDir, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def create_tables() -> None:
         sa.Column("singleton", sa.Boolean(), server_default="true", nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("singleton", name=op.f("installation_singleton_check")),
         sa.PrimaryKeyConstraint("singleton", name=op.f("installation_pkey")),
     )
     op.create_table(

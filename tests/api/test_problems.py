@@ -1,0 +1,164 @@
+"""Every error is a problem detail, and nothing a caller sends makes another kind of answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.houses import TOKENS, House, open_house, order_body
+
+KEY = {"Idempotency-Key": "k-1"}
+
+
+def assert_problem(answer: httpx.Response, status: int, slug: str) -> None:
+    """The whole form of RFC 9457, as the contract has it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == f"/problems/{slug}"
+    assert problem["status"] == status
+    assert problem["instance"] == answer.request.url.path
+    assert problem["title"]
+    assert problem["detail"]
+
+
+async def test_a_missing_or_overlong_idempotency_key_is_400(house: House) -> None:
+    missing = await house.call("POST", "/api/orders", order_body({"tea": 1}))
+    assert_problem(missing, 400, "idempotency-key-missing")
+    overlong = await house.call("POST", "/api/orders", order_body({"tea": 1}), headers={"Idempotency-Key": "k" * 256})
+    assert_problem(overlong, 400, "idempotency-key-too-long")
+
+
+async def test_a_body_that_is_not_json_is_400(house: House) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
+    for content in (b'{"customerId":', b"\xff\xfe", b""):
+        answer = await house.http.post("/api/orders", content=content, headers=headers)
+        assert answer.status_code in (400, 422)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic YTpi", "Bearer", f"bearer{TOKENS['admin']}"])
+async def test_without_a_good_token_it_is_401(house: House, authorization: str | None) -> None:
+    headers = {"authorization": authorization} if authorization else {}
+    for path in ("/api/orders", "/api/admin/ops/metrics", "/api/nothing", "/nothing"):
+        answer = await house.http.get(path, headers=headers)
+        assert_problem(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+FORBIDDEN = [
+    ("client", "GET", "/api/admin/ops/metrics"),
+    ("client", "GET", "/api/admin/ops/outbox/failures"),
+    ("client", "GET", "/api/admin/ops/reservations/stuck"),
+    ("client", "GET", "/api/admin/ops/inventory/drift"),
+    ("client", "PUT", "/api/admin/products/tea"),
+    ("client", "PUT", "/api/couriers/c-1"),
+    ("client", "POST", "/api/deliveries/d-1/accept"),
+    ("courier", "POST", "/api/orders"),
+    ("courier", "GET", "/api/products"),
+    ("courier", "GET", "/api/admin/ops/actions"),
+]
+
+
+@pytest.mark.parametrize(("role", "method", "path"), FORBIDDEN)
+async def test_the_wrong_role_is_403(house: House, role: str, method: str, path: str) -> None:
+    assert_problem(await house.call(method, path, role=role), 403, "forbidden")
+
+
+async def test_an_address_that_is_none_is_404_and_a_wrong_method_405(house: House) -> None:
+    assert_problem(await house.call("GET", "/api/nothing"), 404, "not-found")
+    wrong = await house.call("DELETE", "/api/orders")
+    assert_problem(wrong, 405, "method-not-allowed")
+    assert wrong.headers["allow"]
+
+
+async def test_a_body_of_more_than_a_mebibyte_is_413(house: House) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
+    big = b'{"customerId":"' + b"c" * (1024 * 1024) + b'"}'
+    assert_problem(await house.http.post("/api/orders", content=big, headers=headers), 413, "content-too-large")
+
+    async def in_pieces() -> Any:
+        for start in range(0, len(big), 65536):
+            yield big[start : start + 65536]
+
+    answer = await house.http.post("/api/orders", content=in_pieces(), headers=headers)
+    assert_problem(answer, 413, "content-too-large")
+
+
+BAD_ORDERS: list[dict[str, Any]] = [
+    {"customerId": "a\0b"},
+    {"customerId": ""},
+    {"customerId": "c" * 256},
+    {"customerId": 7},
+    {"zone": "no/slash"},
+    {"zone": "z" * 65},
+    {"lines": []},
+    {"lines": [{"sku": "tea", "quantity": 0}]},
+    {"lines": [{"sku": "tea", "quantity": -1}]},
+    {"lines": [{"sku": "tea", "quantity": 1.5}]},
+    {"lines": [{"sku": "tea", "quantity": "1"}]},
+    {"lines": [{"sku": "tea", "quantity": True}]},
+    {"lines": [{"sku": "tea", "quantity": 10**30}]},
+    {"lines": [{"sku": "te\0a", "quantity": 1}]},
+    {"lines": [{"sku": "tea", "quantity": 1, "colour": "green"}]},
+    {"dropoff": None},
+    {"dropoff": {"lat": 91, "lng": 0}},
+    {"dropoff": {"lat": 0, "lng": -181}},
+    {"dropoff": {"lat": 0, "lng": 0, "address": "a\0b"}},
+    {"email": "nobody"},
+    {"email": "a@b\nBcc: c@d"},
+    {"holdSeconds": 0},
+    {"holdSeconds": 86_401},
+    {"unknown": 1},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ORDERS, ids=str)
+async def test_an_order_that_cannot_be_meant_is_422(bad_input_house: House, bad: dict[str, Any]) -> None:
+    body = {**order_body({"tea": 1}), **bad}
+    assert_problem(await bad_input_house.call("POST", "/api/orders", body, headers=KEY), 422, "invalid-request")
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000"'])
+async def test_text_that_cannot_be_stored_is_422_wherever_it_stands(bad_input_house: House, text: str) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
+    content = f'{{"name":{text},"stock":1}}'
+    answer = await bad_input_house.http.put("/api/admin/products/tea", content=content, headers=headers)
+    assert_problem(answer, 422, "invalid-request")
+    content = f'{{{text}:1,"name":"Tea","stock":1}}'
+    answer = await bad_input_house.http.put("/api/admin/products/tea", content=content, headers=headers)
+    assert_problem(answer, 422, "invalid-request")
+
+
+async def test_not_a_number_is_422(bad_input_house: House) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
+    content = '{"customerId":"c","zone":"z","lines":[{"sku":"tea","quantity":1}],"dropoff":{"lat":NaN,"lng":1e999}}'
+    answer = await bad_input_house.http.post("/api/orders", content=content, headers=headers)
+    assert_problem(answer, 422, "invalid-request")
+
+
+BAD_PAGES = ["limit=0", "limit=201", "limit=x", "cursor=%21", "cursor=bm9uc2Vuc2U=", "cursor=WyJhIl0=", "cursor=%00"]
+
+
+@pytest.mark.parametrize("query", BAD_PAGES)
+async def test_a_page_that_cannot_be_is_422(bad_input_house: House, query: str) -> None:
+    for path in ("/api/orders", "/api/products", "/api/admin/ops/actions", "/api/admin/ops/outbox/failures"):
+        answer = await bad_input_house.call("GET", f"{path}?{query}")
+        assert answer.status_code == 422, (path, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_body_of_another_content_type_is_told_so(bad_input_house: House) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "text/plain", **KEY}
+    answer = await bad_input_house.http.post("/api/orders", content=b"{}", headers=headers)
+    assert answer.status_code in (415, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.fixture
+async def bad_input_house(database_url: str, client: Any, installation: str) -> Any:
+    """A house without a worker: what is refused for its form never gets that far."""
+    async with open_house(database_url, client, installation, worker=False) as opened:
+        yield opened

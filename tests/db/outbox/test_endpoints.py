@@ -1,0 +1,198 @@
+"""Webhooks: from which moment they receive, how they change, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.engine import create_engine
+from db.outbox import endpoints, failures, relay
+from db.outbox.write import write_events
+from domain.outbox import EventType, order_event
+from tests.db.outbox.outboxes import SHARD, A, B, Outbox
+from tests.db.shops import Shop
+from tests.waiting import eventually
+
+TABLES = ("outbox_messages", "outbox_parked", "outbox_failures", "outbox_claims")
+
+
+@asynccontextmanager
+async def open_transaction(url: str) -> AsyncIterator[AsyncConnection]:
+    """A transaction that stays open while the block runs, and commits at its end."""
+    engine = create_engine(url, pool_size=1)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def waiting_for_a_lock(shop: Shop) -> bool:
+    return bool(await shop.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+
+async def test_a_webhook_receives_exactly_what_is_committed_after_it_was_made(shop: Shop, database_url: str) -> None:
+    outbox = Outbox(shop, 0)
+    early = order_event(EventType.ORDER_RESERVED, A, A, {})
+    async with open_transaction(database_url) as earlier:
+        await write_events(earlier, [early])
+        making = asyncio.create_task(outbox.webhook("late"))
+        await eventually(lambda: waiting_for_a_lock(shop))
+        assert not making.done()
+        # Whoever writes an event while it is being made comes after it, and waits with it.
+        behind = asyncio.create_task(outbox.happen(B, "order.reserved"))
+        await eventually(lambda: two_wait(shop))
+        assert not behind.done()
+    endpoint_id = await making
+    (position,) = await behind
+    assert await shop.sql("SELECT endpoint_id, position FROM outbox_messages") == [(endpoint_id, position)]
+
+
+async def two_wait(shop: Shop) -> bool:
+    return bool(await shop.value("SELECT count(*) >= 2 FROM pg_locks WHERE NOT granted"))
+
+
+async def test_a_changed_filter_holds_for_what_comes_after_it(outbox: Outbox) -> None:
+    (first,) = await outbox.happen(A, "order.reserved")
+    await outbox.webhook("shop", ["waybill.order.confirmed"])
+    _, third = await outbox.happen(A, "order.cancelled", "order.confirmed")
+    assert await outbox.shop.sql("SELECT position FROM outbox_messages ORDER BY 1") == [(first,), (third,)]
+
+
+async def test_putting_a_webhook_again_keeps_its_secret_and_is_audited_only_if_it_changes(outbox: Outbox) -> None:
+    shop = outbox.shop
+    secret = await shop.value("SELECT secret FROM outbox_endpoints WHERE name = 'shop'")
+    assert await outbox.webhook("shop") == outbox.endpoint_id
+    assert await shop.value("SELECT count(*) FROM admin_actions") == 1
+    assert await outbox.webhook("shop", enabled=False) == outbox.endpoint_id
+    assert await shop.value("SELECT count(*) FROM admin_actions") == 2
+    assert await shop.value("SELECT secret FROM outbox_endpoints WHERE name = 'shop'") == secret
+
+
+async def test_no_webhook_takes_the_internal_sinks_place(shop: Shop) -> None:
+    async with shop.database.read() as connection:
+        assert await endpoints.get_webhook(connection, "workflow") is None
+        assert await endpoints.list_webhooks(connection, None, 10) == []
+    deleted = await shop.database.transact(
+        lambda connection: endpoints.delete_webhook(connection, "workflow", actor="admin", reason=None)
+    )
+    assert deleted is False
+    assert await shop.value("SELECT count(*) FROM outbox_endpoints WHERE kind = 'workflow'") == 1
+
+
+async def test_webhooks_are_listed_newest_first_page_by_page(shop: Shop) -> None:
+    outbox = Outbox(shop, 0)
+    for number in range(3):
+        await outbox.webhook(f"w-{number}")
+    async with shop.database.read() as connection:
+        first = await endpoints.list_webhooks(connection, None, 2)
+        second = await endpoints.list_webhooks(connection, first[-1].endpoint_id, 2)
+    assert [row.name for row in (*first, *second)] == ["w-2", "w-1", "w-0"]
+    assert not hasattr(first[0], "secret")
+
+
+async def delete(outbox: Outbox, name: str = "shop") -> bool:
+    return await outbox.shop.database.transact(
+        lambda connection: endpoints.delete_webhook(connection, name, actor="admin", reason="moved")
+    )
+
+
+async def test_a_deleted_webhook_leaves_nothing_to_send_or_to_mend(outbox: Outbox) -> None:
+    shop = outbox.shop
+    other = Outbox(shop, await outbox.webhook("other"))
+    epoch, failed, parked = await outbox.blocked(A, "order.reserved", "order.confirmed", "delivery.requested")
+    ready = await outbox.happen(B, "order.reserved")
+    await outbox.claim(epoch)
+    everything = [*failed, *parked, *ready]
+    assert await outbox.places(everything) == ["FAILED", "parked", "parked", "ready"]
+
+    assert await delete(outbox) is True
+    for table in TABLES:
+        count = f"SELECT count(*) FROM {table} WHERE endpoint_id = :id"
+        assert await shop.value(count, id=outbox.endpoint_id) == 0, table
+    assert await outbox.places(everything) == ["nowhere"] * 4
+    assert await other.places(everything) == ["ready"] * 4
+    audited = await shop.value("SELECT before FROM admin_actions WHERE action = 'webhook.delete'")
+    assert [audited["dropped"][table] for table in TABLES] == [1, 2, 1, 1]
+    async with shop.database.read() as connection:
+        event_id = await shop.value("SELECT CAST(event_id AS text) FROM outbox_events ORDER BY position LIMIT 1")
+        found = await failures.get_event(connection, event_id)
+    assert found is not None
+    assert [message.sink for message in found[1]] == ["other"]
+    assert await delete(outbox) is False
+
+
+async def test_a_new_webhook_under_an_old_name_starts_with_nothing(outbox: Outbox) -> None:
+    await outbox.blocked(A, "order.reserved", "order.confirmed")
+    await delete(outbox)
+    again = await outbox.webhook("shop")
+    assert again != outbox.endpoint_id
+    assert await outbox.shop.value("SELECT count(*) FROM outbox_messages WHERE endpoint_id = :id", id=again) == 0
+
+
+async def test_the_relay_that_was_sending_to_a_deleted_webhook_does_no_harm(outbox: Outbox) -> None:
+    await outbox.happen(A, "order.reserved", "order.confirmed")
+    await outbox.happen(B, "order.reserved")
+    epoch = await outbox.take()
+    first, second, third = await outbox.claim(epoch)
+    await delete(outbox)
+    await outbox.settle(epoch, [first])
+    await outbox.fail(epoch, third)
+    await outbox.park([second.message])
+    assert await outbox.claim(epoch) == []
+    for table in TABLES:
+        assert await outbox.shop.value(f"SELECT count(*) FROM {table}") == 0
+
+
+async def rotate(outbox: Outbox, secret: str, name: str = "shop") -> bool:
+    return await outbox.shop.database.transact(
+        lambda connection: endpoints.rotate_secret(connection, name, secret, actor="admin", reason="leaked")
+    )
+
+
+async def live_secrets(outbox: Outbox) -> tuple[str, ...]:
+    async with outbox.shop.database.read() as connection:
+        (endpoint,) = await relay.ready_endpoints(connection, SHARD)
+    return endpoint.secrets
+
+
+async def test_while_a_secret_rotates_both_are_live_the_newest_first(outbox: Outbox) -> None:
+    await outbox.happen(A, "order.reserved")
+    assert await live_secrets(outbox) == ("whsec_shop",)
+    assert await rotate(outbox, "whsec_new") is True
+    assert await live_secrets(outbox) == ("whsec_new", "whsec_shop")
+    await outbox.shop.sql("UPDATE outbox_endpoints SET previous_secret_until = now()")
+    assert await live_secrets(outbox) == ("whsec_new",)
+
+
+async def test_no_secret_is_written_into_the_audit(outbox: Outbox) -> None:
+    await rotate(outbox, "whsec_new")
+    actions = await outbox.shop.sql("SELECT CAST(a AS text) FROM admin_actions a")
+    assert len(actions) == 2
+    assert not [row for (row,) in actions if "whsec_" in row]
+
+
+@pytest.mark.parametrize("stopped", ["enabled = false", "open_until = now() + interval '1 day', consecutive_failures = 9"])
+async def test_enabling_a_webhook_sends_again_whatever_stopped_it(outbox: Outbox, stopped: str) -> None:
+    await outbox.happen(A, "order.reserved")
+    await outbox.shop.sql(f"UPDATE outbox_endpoints SET {stopped} WHERE name = 'shop'")
+    async with outbox.shop.database.read() as connection:
+        assert await relay.ready_endpoints(connection, SHARD) == []
+    for _ in range(2):
+        assert await outbox.shop.database.transact(
+            lambda connection: endpoints.enable_webhook(connection, "shop", actor="admin", reason=None)
+        )
+    async with outbox.shop.database.read() as connection:
+        (endpoint,) = await relay.ready_endpoints(connection, SHARD)
+    assert (endpoint.probing, endpoint.consecutive_failures) == (False, 0)
+    assert await outbox.shop.value("SELECT count(*) FROM admin_actions WHERE action = 'webhook.enable'") == 1
+
+
+async def test_what_does_not_exist_cannot_be_changed(outbox: Outbox) -> None:
+    assert await rotate(outbox, "whsec_new", "nobody") is False
+    assert await delete(outbox, "nobody") is False
+    assert await outbox.shop.value("SELECT count(*) FROM admin_actions") == 1

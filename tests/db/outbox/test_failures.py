@@ -1,0 +1,282 @@
+"""Failing messages: their retries, what an admin does about them, and what an admin reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from db.outbox import failures
+from db.outbox.failures import MessageMissing, MessageSettled, Retry
+from domain.ids import new_id
+from domain.outbox import ErrorClass, MessageStatus
+from tests.db.outbox.outboxes import LANES, SHARD, A, B, Outbox
+
+STORY = ("order.reserved", "order.confirmed", "delivery.requested")
+
+
+async def failing(outbox: Outbox, order_id: str = A, *, delay_seconds: float | None = 0.0) -> int:
+    """A message that failed once: RETRYING, due after the delay; FAILED without one."""
+    (position,) = await outbox.happen(order_id, "order.reserved")
+    epoch = await outbox.take()
+    (claimed,) = [each for each in await outbox.claim(epoch) if each.message.position == position]
+    await outbox.fail(epoch, claimed, delay_seconds=delay_seconds)
+    return position
+
+
+async def begin(outbox: Outbox, position: int) -> Retry | None:
+    return await outbox.shop.database.transact(
+        lambda connection: failures.begin_retry(connection, position, outbox.endpoint_id)
+    )
+
+
+async def end(
+    outbox: Outbox, retry: Retry | None, error_class: ErrorClass | None, delay_seconds: float | None = 30.0
+) -> None:
+    """The retry passed, or failed for this reason."""
+    assert retry is not None
+    message = retry.message
+    assert message is not None
+    if error_class is None:
+        await outbox.shop.database.transact(lambda c: failures.retry_delivered(c, message, outbox.endpoint_id))
+    else:
+        await outbox.shop.database.transact(
+            lambda c: failures.retry_failed(c, message, outbox.endpoint_id, error_class, "no", delay_seconds)
+        )
+
+
+async def state(outbox: Outbox) -> tuple[object, ...]:
+    ((*row,),) = await outbox.shop.sql("SELECT status, attempts, error_class FROM outbox_failures")
+    return tuple(row)
+
+
+# --- retries
+
+
+async def test_an_attempt_is_counted_before_it_is_made(outbox: Outbox) -> None:
+    retry = await begin(outbox, await failing(outbox))
+    assert retry is not None
+    assert retry.message is not None
+    assert (retry.attempts, retry.message.attempts) == (2, 2)
+    assert await state(outbox) == ("RETRYING", 2, "event")
+
+
+async def test_a_retry_that_fails_waits_for_the_next(outbox: Outbox) -> None:
+    position = await failing(outbox)
+    await end(outbox, await begin(outbox, position), ErrorClass.EVENT)
+    assert await state(outbox) == ("RETRYING", 2, "event")
+    waiting = await begin(outbox, position)
+    assert waiting is not None
+    assert (waiting.message, waiting.attempts) == (None, 2)
+    assert 0 < waiting.wait_seconds <= 30
+
+
+async def test_the_endpoints_fault_burns_no_attempt(outbox: Outbox) -> None:
+    position = await failing(outbox)
+    for _ in range(3):
+        await end(outbox, await begin(outbox, position), ErrorClass.ENDPOINT, 0.0)
+    assert await state(outbox) == ("RETRYING", 1, "endpoint")
+    assert await outbox.shop.value("SELECT sum(errors_endpoint) FROM outbox_shards") == 3
+    assert await outbox.shop.value("SELECT count(*) FROM outbox_attempts") == 4
+
+
+async def test_the_last_try_makes_a_message_failed_and_its_lane_stays_parked(outbox: Outbox) -> None:
+    epoch, failed, parked = await outbox.blocked(A, *STORY)
+    await outbox.shop.sql("UPDATE outbox_failures SET status = 'RETRYING', attempts = 2, next_attempt_at = now()")
+    await outbox.shop.sql("UPDATE outbox_shards SET failed_transitions = 0")
+    await end(outbox, await begin(outbox, failed[0]), ErrorClass.EVENT, None)
+    assert await state(outbox) == ("FAILED", 3, "event")
+    assert await outbox.places([*failed, *parked]) == ["FAILED", "parked", "parked"]
+    assert await outbox.shop.value("SELECT sum(failed_transitions) FROM outbox_shards") == 1
+    assert await outbox.claim(epoch) == []
+
+
+async def test_a_retry_that_passes_delivers_the_message_and_frees_its_lane_in_order(outbox: Outbox) -> None:
+    epoch, failed, parked = await outbox.blocked(A, *STORY)
+    await outbox.shop.sql("UPDATE outbox_failures SET status = 'RETRYING', next_attempt_at = now()")
+    await end(outbox, await begin(outbox, failed[0]), None)
+    assert await outbox.places([*failed, *parked]) == ["DELIVERED", "ready", "ready"]
+    assert [each.message.position for each in await outbox.claim(epoch)] == parked
+    assert await outbox.dispatched() == 1
+
+
+@pytest.mark.parametrize("stopped", ["enabled = false", "open_until = now() + interval '1 hour'"])
+async def test_no_attempt_is_made_or_counted_while_the_endpoint_is_stopped(outbox: Outbox, stopped: str) -> None:
+    position = await failing(outbox)
+    await outbox.shop.sql(f"UPDATE outbox_endpoints SET {stopped} WHERE name = 'shop'")
+    retry = await begin(outbox, position)
+    assert retry is not None
+    assert (retry.message, retry.status, retry.attempts) == (None, "RETRYING", 1)
+    assert retry.wait_seconds > 0
+
+
+@pytest.mark.parametrize("late", [None, ErrorClass.EVENT])
+async def test_the_late_end_of_a_retry_does_not_undo_what_an_admin_decided(
+    outbox: Outbox, late: ErrorClass | None
+) -> None:
+    position = await failing(outbox)
+    retry = await begin(outbox, position)
+    await outbox.ignore(position)
+    before = await outbox.shop.contents()
+    await end(outbox, retry, late, None)
+    assert await outbox.shop.contents() == before
+
+
+async def test_the_late_end_of_a_retry_does_not_end_a_later_one(outbox: Outbox) -> None:
+    position = await failing(outbox)
+    slow = await begin(outbox, position)
+    await begin(outbox, position)
+    before = await outbox.shop.contents()
+    await end(outbox, slow, ErrorClass.EVENT, None)
+    assert await outbox.shop.contents() == before
+
+
+async def test_a_retry_of_what_is_gone_is_told_so(outbox: Outbox) -> None:
+    assert await begin(outbox, 4711) is None
+    position = await failing(outbox, delay_seconds=None)
+    decided = await begin(outbox, position)
+    assert decided is not None
+    assert (decided.status, decided.message) == ("FAILED", None)
+
+
+async def test_a_failing_message_waits_for_its_workflow_until_it_is_started(outbox: Outbox) -> None:
+    position = await failing(outbox)
+    await failing(outbox, B, delay_seconds=None)
+    async with outbox.shop.database.read() as connection:
+        (waiting,) = await failures.without_workflow(connection, SHARD, 10)
+        assert await failures.without_workflow(connection, (SHARD + 1) % 4, 10) == []
+    assert waiting.message_id == f"{position}-{outbox.endpoint_id}"
+    assert (waiting.event_type, waiting.error_class) == ("waybill.order.reserved", "event")
+    await outbox.shop.database.transact(lambda connection: failures.mark_workflow_started(connection, waiting))
+    async with outbox.shop.database.read() as connection:
+        assert await failures.without_workflow(connection, SHARD, 10) == []
+
+
+# --- what an admin does
+
+
+async def test_a_replay_puts_the_message_and_its_lane_back_in_order(outbox: Outbox) -> None:
+    epoch, failed, parked = await outbox.blocked(A, *STORY)
+    assert await outbox.replay(failed[0]) is MessageStatus.PENDING
+    assert await outbox.places([*failed, *parked]) == ["ready"] * 3
+    assert [each.message.position for each in await outbox.claim(epoch)] == [*failed, *parked]
+
+
+async def test_an_ignored_message_ends_and_its_lane_goes_on_in_order(outbox: Outbox) -> None:
+    epoch, failed, parked = await outbox.blocked(A, *STORY)
+    assert await outbox.ignore(failed[0]) is MessageStatus.IGNORED
+    assert await outbox.places([*failed, *parked]) == ["IGNORED", "ready", "ready"]
+    assert [each.message.position for each in await outbox.claim(epoch)] == parked
+    assert await outbox.dispatched() == 0
+
+
+@pytest.mark.parametrize("action", ["replay", "ignore"])
+async def test_the_same_decision_again_changes_nothing_and_is_audited_once(outbox: Outbox, action: str) -> None:
+    _, failed, _ = await outbox.blocked(A, *STORY)
+    decide = outbox.replay if action == "replay" else outbox.ignore
+    first = await decide(failed[0])
+    before = await outbox.shop.contents()
+    assert await decide(failed[0]) is first
+    assert await outbox.shop.contents() == before
+    audited = await outbox.shop.sql(
+        "SELECT actor, target, reason, before, after FROM admin_actions WHERE action = :action", action=f"outbox.{action}"
+    )
+    target = f"message:{failed[0]}-{outbox.endpoint_id}"
+    reason = {"replay": "mended", "ignore": "useless"}[action]
+    assert audited == [("admin", target, reason, {"status": "FAILED", "attempts": 1}, {"status": first})]
+
+
+async def test_many_admins_at_once_decide_once(outbox: Outbox) -> None:
+    _, failed, parked = await outbox.blocked(A, *STORY)
+    decisions = [outbox.replay(failed[0]) for _ in range(5)] + [outbox.ignore(failed[0]) for _ in range(5)]
+    ends = await asyncio.gather(*decisions, return_exceptions=True)
+    assert len({str(each) for each in ends if not isinstance(each, Exception)}) == 1
+    assert all(isinstance(each, (MessageStatus, MessageSettled)) for each in ends)
+    assert await outbox.shop.value("SELECT count(*) FROM admin_actions WHERE action LIKE 'outbox.%'") == 1
+    assert await outbox.places(parked) == ["ready", "ready"]
+
+
+@pytest.mark.parametrize("status", ["DELIVERED", "IGNORED"])
+async def test_what_is_settled_cannot_be_replayed(outbox: Outbox, status: str) -> None:
+    position = await failing(outbox)
+    await outbox.shop.sql("UPDATE outbox_failures SET status = :status", status=status)
+    before = await outbox.shop.contents()
+    with pytest.raises(MessageSettled) as caught:
+        await outbox.replay(position)
+    assert caught.value.status == status
+    assert await outbox.shop.contents() == before
+
+
+async def test_a_message_that_never_failed_cannot_be_decided(outbox: Outbox) -> None:
+    (healthy,) = await outbox.happen(A, "order.reserved")
+    for position in (healthy, 4711):
+        with pytest.raises(MessageMissing):
+            await outbox.replay(position)
+        with pytest.raises(MessageMissing):
+            await outbox.ignore(position)
+
+
+# --- what an admin reads
+
+
+async def test_failures_are_listed_newest_first_page_by_page(outbox: Outbox) -> None:
+    positions = [await failing(outbox, order_id, delay_seconds=None) for order_id in LANES[:5]]
+    # Two at the same instant: the page's edge must still fall between them.
+    await outbox.shop.sql("UPDATE outbox_failures SET failed_at = now() WHERE position = ANY(:some)", some=positions[1:4])
+    listed: list[int] = []
+    after = None
+    async with outbox.shop.database.read() as connection:
+        while page := await failures.list_failures(connection, MessageStatus.FAILED, {}, after, 2):
+            listed += [row.position for row in page]
+            after = page[-1].failed_at, page[-1].position, page[-1].endpoint_id
+    assert sorted(listed) == positions
+    assert listed[:3] == positions[3:0:-1]
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, [A, B]),
+        ({"event_type": "waybill.order.reserved"}, [A, B]),
+        ({"event_type": "waybill.order.cancelled"}, []),
+        ({"error_class": "unknown"}, [B]),
+        ({"sink": "shop", "error_class": "event"}, [A]),
+        ({"sink": "nobody"}, []),
+    ],
+)
+async def test_failures_are_found_by_type_class_and_sink(
+    outbox: Outbox, filters: dict[str, str], found: list[str]
+) -> None:
+    await failing(outbox, A, delay_seconds=None)
+    await failing(outbox, B, delay_seconds=None)
+    await failing(outbox, LANES[3])
+    await outbox.shop.sql("UPDATE outbox_failures SET error_class = 'unknown' WHERE lane = :lane", lane=f"order:{B}")
+    async with outbox.shop.database.read() as connection:
+        rows = await failures.list_failures(connection, MessageStatus.FAILED, filters, None, 10)
+    assert sorted(row.subject for row in rows) == sorted(found)
+
+
+async def test_an_event_tells_where_each_of_its_messages_is(outbox: Outbox) -> None:
+    await outbox.webhook("other")
+    epoch, failed, parked = await outbox.blocked(A, "order.reserved", "order.confirmed")
+    ids = dict(map(tuple, await outbox.shop.sql("SELECT position, CAST(event_id AS text) FROM outbox_events")))
+
+    async def tell(position: int) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        async with outbox.shop.database.read() as connection:
+            found = await failures.get_event(connection, ids[position])
+        assert found is not None
+        event, messages, attempts = found
+        assert (event.event_id, event.subject, event.data["orderId"]) == (ids[position], A, A)
+        return {row.sink: row.status for row in messages}, [(row.outcome, row.error_class) for row in attempts]
+
+    assert await tell(failed[0]) == ({"shop": "FAILED", "other": "PENDING"}, [("failed", "event")])
+    assert await tell(parked[0]) == ({"shop": "PENDING", "other": "PENDING"}, [])
+    await outbox.replay(failed[0])
+    assert (await tell(failed[0]))[0] == {"shop": "PENDING", "other": "PENDING"}
+    await outbox.settle(epoch, await outbox.claim(epoch))
+    assert await tell(failed[0]) == ({"shop": "DELIVERED", "other": "PENDING"}, [("failed", "event")])
+
+
+async def test_an_event_that_never_was_is_not_found(outbox: Outbox) -> None:
+    async with outbox.shop.database.read() as connection:
+        assert await failures.get_event(connection, new_id()) is None

@@ -1,0 +1,274 @@
+"""What a relay does to the rows: nothing is skipped, nothing is ended twice, and nobody late ends anything."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from db.engine import create_engine
+from db.outbox import relay
+from db.outbox.relay import Claimed, StaleEpoch
+from db.outbox.write import write_events
+from domain.outbox import Endpoint, ErrorClass, EventType, order_event
+from tests.db.outbox.outboxes import SHARD, A, B, C, Outbox
+
+
+def positions_of(claimed: list[Claimed]) -> list[int]:
+    return [each.message.position for each in claimed]
+
+
+async def test_delivered_messages_are_finished_and_counted(outbox: Outbox) -> None:
+    positions = await outbox.happen(A, "order.reserved", "order.confirmed")
+    epoch = await outbox.take()
+    claimed = await outbox.claim(epoch)
+    assert positions_of(claimed) == positions
+    assert [(each.message.event_type, each.message.attempts) for each in claimed] == [
+        ("waybill.order.reserved", 0),
+        ("waybill.order.confirmed", 0),
+    ]
+    await outbox.settle(epoch, claimed)
+    assert await outbox.places(positions) == ["DELIVERED", "DELIVERED"]
+    assert await outbox.dispatched() == 2
+    assert await outbox.shop.sql("SELECT DISTINCT duration_ms FROM outbox_finished") == [(12.5,)]
+    assert await outbox.claim(epoch) == []
+
+
+async def test_what_is_in_flight_is_not_claimed_again(outbox: Outbox) -> None:
+    positions = await outbox.happen(A, "order.reserved", "order.confirmed", "delivery.requested")
+    epoch = await outbox.take()
+    assert positions_of(await outbox.claim(epoch, limit=2)) == positions[:2]
+    assert positions_of(await outbox.claim(epoch, in_flight=positions[:2])) == positions[2:]
+    assert await outbox.shop.value("SELECT positions FROM outbox_claims") == positions
+
+
+async def test_a_claim_is_recorded_before_anything_is_sent(outbox: Outbox) -> None:
+    positions = await outbox.happen(A, "order.reserved")
+    epoch = await outbox.take()
+    await outbox.claim(epoch)
+    assert await outbox.shop.sql("SELECT shard, endpoint_id, epoch, positions FROM outbox_claims") == [
+        (SHARD, outbox.endpoint_id, epoch, positions)
+    ]
+
+
+async def test_nobody_takes_a_shard_that_does_not_exist(outbox: Outbox) -> None:
+    with pytest.raises(LookupError):
+        await outbox.shop.database.transact(lambda connection: relay.take_shard(connection, 99, "worker-1"))
+
+
+async def test_each_owner_of_a_shard_has_a_higher_epoch(outbox: Outbox) -> None:
+    assert [await outbox.take(f"worker-{number}") for number in range(3)] == [1, 2, 3]
+    assert await outbox.shop.sql("SELECT shard, owner FROM outbox_shards WHERE owner IS NOT NULL") == [
+        (SHARD, "worker-2")
+    ]
+
+
+# --- the fence
+
+Late = Callable[[Outbox, int, Claimed], Awaitable[None]]
+
+
+async def late_settle(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
+    await outbox.settle(epoch, [claimed])
+
+
+async def late_failure(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
+    await outbox.fail(epoch, claimed)
+
+
+async def late_count(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
+    await outbox.shop.database.transact(
+        lambda connection: relay.count_error(connection, SHARD, epoch, ErrorClass.ENDPOINT)
+    )
+
+
+@pytest.mark.parametrize("end", [late_settle, late_failure, late_count], ids=lambda end: end.__name__)
+async def test_a_relay_that_wakes_up_late_changes_nothing(outbox: Outbox, end: Late) -> None:
+    await outbox.happen(A, "order.reserved")
+    stale = await outbox.take("frozen")
+    (claimed,) = await outbox.claim(stale)
+    await outbox.take("successor")
+    before = await outbox.shop.contents()
+    with pytest.raises(StaleEpoch):
+        await end(outbox, stale, claimed)
+    assert await outbox.claim(stale) == []
+    assert await outbox.shop.contents() == before
+
+
+async def test_what_nobody_saw_the_end_of_is_logged_as_interrupted(outbox: Outbox) -> None:
+    done, open_ = await outbox.happen(A, "order.reserved", "order.confirmed")
+    (unclaimed,) = await outbox.happen(B, "order.reserved")
+    epoch = await outbox.take("worker-1")
+    claimed = await outbox.claim(epoch, limit=2)
+    await outbox.settle(epoch, claimed[:1])
+    await outbox.take("worker-2")
+    logged = await outbox.shop.sql("SELECT position, outcome, error_class FROM outbox_attempts")
+    assert logged == [(open_, "interrupted", None)]
+    assert await outbox.places([done, open_, unclaimed]) == ["DELIVERED", "ready", "ready"]
+    await outbox.take("worker-3")
+    assert await outbox.shop.value("SELECT count(*) FROM outbox_attempts") == 1
+
+
+# --- presence means pending
+
+
+async def test_an_event_that_commits_late_is_not_skipped(outbox: Outbox, database_url: str) -> None:
+    engine = create_engine(database_url, pool_size=1)
+    epoch = await outbox.take()
+    try:
+        async with engine.begin() as slow:
+            await write_events(slow, [order_event(EventType.ORDER_RESERVED, A, A, {})])
+            (later,) = await outbox.happen(B, "order.reserved")
+            claimed = await outbox.claim(epoch)
+            assert positions_of(claimed) == [later]
+            await outbox.settle(epoch, claimed)
+    finally:
+        await engine.dispose()
+    (claimed_late,) = await outbox.claim(epoch)
+    assert claimed_late.message.position < later
+    assert claimed_late.message.lane == f"order:{A}"
+
+
+async def test_ready_endpoints_are_those_that_can_be_sent_to_and_have_something(outbox: Outbox) -> None:
+    names = {"asleep": "enabled = false", "open": "open_until = now() + interval '1 hour'", "due": "open_until = now()"}
+    for name, change in names.items():
+        await outbox.webhook(name)
+        await outbox.shop.sql(f"UPDATE outbox_endpoints SET {change} WHERE name = '{name}'")
+    await outbox.happen(A, "order.reserved")
+    await outbox.webhook("nothing yet")
+    async with outbox.shop.database.read() as connection:
+        ready = await relay.ready_endpoints(connection, SHARD)
+        elsewhere = await relay.ready_endpoints(connection, (SHARD + 1) % 4)
+    assert {endpoint.name: endpoint.probing for endpoint in ready} == {"shop": False, "due": True}
+    assert elsewhere == []
+
+
+# --- failures and the lanes behind them
+
+
+async def test_a_failing_message_blocks_its_own_lane_and_no_other(outbox: Outbox) -> None:
+    bad, behind = await outbox.happen(A, "order.reserved", "order.confirmed")
+    (other,) = await outbox.happen(B, "order.reserved")
+    epoch = await outbox.take()
+    await outbox.fail(epoch, (await outbox.claim(epoch))[0], delay_seconds=60.0)
+    claimed = await outbox.claim(epoch)
+    assert [(each.message.position, each.lane_blocked) for each in claimed] == [(behind, True), (other, False)]
+    await outbox.park([each.message for each in claimed])
+    assert await outbox.places([bad, behind, other]) == ["RETRYING", "parked", "ready"]
+    attempts = await outbox.shop.sql("SELECT position, outcome, error_class, error FROM outbox_attempts")
+    assert attempts == [(bad, "failed", "event", "HTTP 400 'no'")]
+
+
+async def test_a_new_event_of_a_blocked_lane_waits_aside_too(outbox: Outbox) -> None:
+    epoch, _, parked = await outbox.blocked(A, "order.reserved", "order.confirmed")
+    new = await outbox.happen(A, "order.cancelled")
+    claimed = await outbox.claim(epoch)
+    assert [each.lane_blocked for each in claimed] == [True]
+    await outbox.park([each.message for each in claimed])
+    assert await outbox.places([*parked, *new]) == ["parked", "parked"]
+
+
+async def test_nothing_is_parked_in_a_lane_that_is_free(outbox: Outbox) -> None:
+    positions = await outbox.happen(A, "order.reserved", "order.confirmed")
+    epoch = await outbox.take()
+    claimed = await outbox.claim(epoch)
+    before = await outbox.shop.contents()
+    await outbox.park([each.message for each in claimed])
+    await outbox.park([])
+    assert await outbox.shop.contents() == before
+    assert await outbox.places(positions) == ["ready", "ready"]
+
+
+async def test_nothing_is_parked_behind_a_message_that_was_just_freed(outbox: Outbox) -> None:
+    bad, behind = await outbox.happen(A, "order.reserved", "order.confirmed")
+    epoch = await outbox.take()
+    await outbox.fail(epoch, (await outbox.claim(epoch))[0], delay_seconds=None)
+    seen_blocked = await outbox.claim(epoch)
+    await outbox.ignore(bad)
+    await outbox.park([each.message for each in seen_blocked])
+    assert await outbox.places([bad, behind]) == ["IGNORED", "ready"]
+
+
+@pytest.mark.parametrize(("delay_seconds", "status", "failed"), [(3.0, "RETRYING", 0), (None, "FAILED", 1)])
+@pytest.mark.parametrize("error_class", [ErrorClass.EVENT, ErrorClass.UNKNOWN])
+async def test_failures_are_counted_by_class(
+    outbox: Outbox, error_class: ErrorClass, delay_seconds: float | None, status: str, failed: int
+) -> None:
+    positions = await outbox.happen(A, "order.reserved")
+    epoch = await outbox.take()
+    (claimed,) = await outbox.claim(epoch)
+    await outbox.fail(epoch, claimed, error_class=error_class, delay_seconds=delay_seconds)
+    assert await outbox.places(positions) == [status]
+    counters = await outbox.shop.sql(
+        f"SELECT sum(errors_{error_class}), sum(errors_event + errors_unknown + errors_endpoint),"
+        " sum(failed_transitions), sum(dispatched) FROM outbox_shards"
+    )
+    assert counters == [(1, 1, failed, 0)]
+    assert await outbox.shop.sql("SELECT attempts, error_class, next_attempt_at IS NULL FROM outbox_failures") == [
+        (1, error_class, failed == 1)
+    ]
+
+
+async def test_a_message_that_passes_after_its_replay_is_delivered_and_no_longer_failing(outbox: Outbox) -> None:
+    epoch, failed, parked = await outbox.blocked(A, "order.reserved", "order.confirmed")
+    await outbox.replay(failed[0])
+    claimed = await outbox.claim(epoch)
+    assert [each.failed_before for each in claimed] == [True, False]
+    assert {each.lane_blocked for each in claimed} == {False}
+    await outbox.settle(epoch, claimed)
+    assert await outbox.places([*failed, *parked]) == ["DELIVERED", "DELIVERED"]
+    assert await outbox.shop.sql("SELECT status, next_attempt_at FROM outbox_failures") == [("DELIVERED", None)]
+
+
+async def test_a_message_that_fails_after_its_replay_starts_its_tries_anew(outbox: Outbox) -> None:
+    epoch, failed, _ = await outbox.blocked(A, "order.reserved")
+    await outbox.shop.sql("UPDATE outbox_failures SET attempts = 3, workflow_started_at = now()")
+    await outbox.replay(failed[0])
+    (claimed,) = await outbox.claim(epoch)
+    assert claimed.message.attempts == 0
+    await outbox.fail(epoch, claimed, delay_seconds=3.0)
+    assert await outbox.shop.sql("SELECT status, attempts, workflow_started_at FROM outbox_failures") == [
+        ("RETRYING", 1, None)
+    ]
+
+
+# --- whose fault it is, and the breaker
+
+
+async def passes(outbox: Outbox, lane: str, seconds: float = 60.0) -> bool:
+    async with outbox.shop.database.read() as connection:
+        return await relay.others_pass(connection, outbox.endpoint_id, f"order:{lane}", seconds)
+
+
+async def test_another_lanes_success_is_evidence_for_a_while(outbox: Outbox) -> None:
+    for lane in (A, C):
+        await outbox.happen(lane, "order.reserved")
+    epoch = await outbox.take()
+    assert not await passes(outbox, A)
+    claimed = await outbox.claim(epoch)
+    await outbox.settle(epoch, claimed[:1])
+    assert [await passes(outbox, lane) for lane in (A, B, C)] == [False, True, True]
+    await outbox.shop.sql("UPDATE outbox_claims SET passed_at = now() - interval '2 minutes'")
+    assert not await passes(outbox, B)
+    assert await passes(outbox, B, seconds=600.0)
+    other = Outbox(outbox.shop, await outbox.webhook("other"))
+    assert not await passes(other, B, seconds=600.0)
+
+
+async def endpoint_of(outbox: Outbox) -> Endpoint:
+    async with outbox.shop.database.read() as connection:
+        (endpoint,) = await relay.ready_endpoints(connection, SHARD)
+    return endpoint
+
+
+async def test_of_several_relays_that_see_the_same_failure_one_counts_it(outbox: Outbox) -> None:
+    await outbox.happen(A, "order.reserved")
+    seen = await endpoint_of(outbox)
+    for error in ("first", "second"):
+        await outbox.shop.database.transact(lambda c, error=error: relay.open_breaker(c, seen, error, 0.0))  # type: ignore[misc]
+    state = "SELECT consecutive_failures, last_error, open_until IS NOT NULL FROM outbox_endpoints WHERE name = 'shop'"
+    assert await outbox.shop.sql(state) == [(1, "first", True)]
+    probing = await endpoint_of(outbox)
+    assert (probing.probing, probing.consecutive_failures) == (True, 1)
+    await outbox.shop.database.transact(lambda connection: relay.close_breaker(connection, outbox.endpoint_id))
+    assert await outbox.shop.sql(state) == [(0, None, False)]
