@@ -4,16 +4,19 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up psql test check lock clean
+.PHONY: help up psql receiver test check lock clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Temporal, workers, API, console (Ctrl-C stops it)
 	@exec .venv/bin/python -m local.up
 
 psql: .venv/run.stamp ## Open psql on the running stack's database (ARGS="-c 'select 1'")
 	@exec .venv/bin/python -m local.psql $(ARGS)
+
+receiver: .venv/run.stamp ## Print the events sent to http://127.0.0.1:9099/ (ARGS=9100 for another port)
+	@exec .venv/bin/python -m local.receiver $(ARGS)
 
 test: .venv/dev.stamp ## Run every test on throw-away servers (ARGS="-k orders -x")
 	@exec .venv/bin/python -m pytest $(ARGS)

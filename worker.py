@@ -23,7 +23,7 @@ from activities.inventory import InventoryActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
 from db import ops
-from db.engine import UNREACHABLE, Database, WrongInstallation, create_engine
+from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from domain.ids import Names
 from domain.outbox import SHARDS, SinkKind
 from logs import configure_logs
@@ -104,7 +104,7 @@ async def _heartbeat(database: Database, worker_id: str) -> AsyncIterator[None]:
         while True:
             try:
                 await database.transact(lambda connection: ops.heartbeat(connection, worker_id))
-            except UNREACHABLE as error:
+            except DATABASE_ERRORS as error:
                 log.warning("heartbeat failed", error=str(error))
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
@@ -116,7 +116,7 @@ async def _heartbeat(database: Database, worker_id: str) -> AsyncIterator[None]:
         task.cancel()
         try:
             await database.transact(lambda connection: ops.forget_worker(connection, worker_id))
-        except UNREACHABLE as error:
+        except DATABASE_ERRORS as error:
             log.warning("heartbeat not withdrawn", error=str(error))
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     except (SettingsError, WrongInstallation) as error:
         log.error(str(error))
         sys.exit(EX_CONFIG)
-    except (*UNREACHABLE, RuntimeError) as error:
+    except (*DATABASE_ERRORS, RuntimeError) as error:
         log.error("worker cannot run", error=str(error))
         sys.exit(1)
 

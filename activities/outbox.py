@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -72,10 +72,7 @@ class OutboxActivities:
             await self._carry(shard, epoch, pumps, stop)
         finally:
             stop.set()
-            if pumps:
-                _, late = await asyncio.wait(pumps.values(), timeout=_DRAIN_SECONDS)
-                for pump in late:
-                    pump.cancel()
+            await _drain(pumps.values())
         if activity.is_worker_shutdown():
             # A retry writes no history: another worker's relay simply goes on.
             raise ApplicationError(
@@ -162,3 +159,12 @@ class OutboxActivities:
             return RetryOutcome(status, message.attempts, error_class, detail, delay or 0.0)
         await self._database.transact(lambda connection: failures.retry_delivered(connection, message, endpoint_id))
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
+
+
+async def _drain(pumps: Collection[asyncio.Task[None]]) -> None:
+    """Let what is being sent end and be settled, but not for ever. What went wrong in a pump was told before."""
+    if pumps:
+        _, late = await asyncio.wait(pumps, timeout=_DRAIN_SECONDS)
+        for pump in late:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

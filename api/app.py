@@ -17,7 +17,7 @@ from api import inventory, ops, order, outbox
 from api.auth import Gate, Role
 from api.problems import install_problem_handlers
 from api.services import Services
-from db.engine import UNREACHABLE, Database, WrongInstallation, create_engine
+from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from domain.ids import Names
 from logs import configure_logs
 from settings import Settings, SettingsError
@@ -68,7 +68,7 @@ async def _check_installation(settings: Settings) -> None:
     database = Database(create_engine(settings.database_url or "", name="waybill-api"))
     try:
         await database.check_installation(settings.installation)
-    except UNREACHABLE as error:
+    except DATABASE_ERRORS as error:
         log.warning("database unavailable", error=str(error))
     finally:
         await database.close()

@@ -16,7 +16,7 @@ from api.models import Page, big_integer, time
 from api.problems import unavailable
 from api.services import ServicesDep
 from db import ops
-from db.engine import UNREACHABLE
+from db.engine import DATABASE_ERRORS
 from db.inventory import drift
 from db.migrations import is_migrated
 
@@ -83,7 +83,7 @@ async def readyz(services: ServicesDep) -> dict[str, str]:
     try:
         async with asyncio.timeout(_READY_SECONDS), services.database.read() as connection:
             migrated = await is_migrated(connection)
-    except UNREACHABLE as error:
+    except DATABASE_ERRORS as error:
         raise unavailable("not-ready", "The database cannot be reached.") from error
     if not migrated:
         raise unavailable("not-ready", "The database is not migrated to this version.")

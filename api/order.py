@@ -227,7 +227,7 @@ async def _update(
     services: Services, row: Row[Any], command: OrderCommand, hold_seconds: int | None
 ) -> OrderState | None:
     """Send the command to the order's workflow; None when that has closed meanwhile."""
-    handle = services.temporal.get_workflow_handle_for(OrderWorkflow.run, services.names.order(row.order_id))
+    handle = services.temporal.get_workflow_handle(services.names.order(row.order_id))
     # A command can succeed only once from where the order stands, so its copies may share one update.
     update_id = f"{command}-{row.status}-{row.delivery_status}"
     try:

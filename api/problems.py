@@ -9,16 +9,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from db.engine import UNREACHABLE
+from db.engine import DATABASE_ERRORS, is_passing
 
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 2
-_BUSY_SQLSTATES = frozenset({"55P03", "57014", "40P01", "40001", "25P03"})
-"""Lock or statement time-out, deadlock, serialization failure, idle time-out: the same call may pass a moment later."""
 
 
 class Problem(Exception):
@@ -106,16 +103,13 @@ def install_problem_handlers(app: FastAPI) -> None:
         return Problem(500, "internal-error", "Something went wrong on our side.").response(request.url.path)
 
     async def on_database_error(request: Request, error: Exception) -> JSONResponse:
-        sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
-        if isinstance(error, DBAPIError) and not (
-            error.connection_invalidated or isinstance(error, UNREACHABLE) or sqlstate in _BUSY_SQLSTATES
-        ):
+        if not is_passing(error):
             return await on_bug(request, error)
         log.warning("database unavailable", path=request.url.path, error=str(error))
         problem = unavailable("database-unavailable", "The database does not answer at the moment.")
         return problem.response(request.url.path)
 
-    for kind in (DBAPIError, *UNREACHABLE):
+    for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, on_database_error)
 
 

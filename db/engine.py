@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 log = structlog.get_logger(__name__)
@@ -31,8 +33,22 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
-UNREACHABLE = (OSError, InterfaceError, OperationalError, TimeoutError)
-"""What a call raises when PostgreSQL does not answer."""
+DATABASE_ERRORS = (DBAPIError, PoolTimeout, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a call of PostgreSQL may raise; some of it means "not now" (see `is_passing`)."""
+
+_PASSING_SQLSTATES = ("08", "40", "53", "57", "55P03", "25P03")
+"""Connection, rolled back, out of resources, operator's intervention; lock not had, transaction idle too long."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a database error means that the same call may succeed a moment later: unreachable, restarting or busy."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, InterfaceError):
+            return True
+        return str(getattr(error.orig, "sqlstate", None)).startswith(_PASSING_SQLSTATES)
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate).startswith(_PASSING_SQLSTATES)
+    return isinstance(error, DATABASE_ERRORS)
 
 
 class WrongInstallation(Exception):

@@ -198,7 +198,6 @@ class Supervisor:
         announce.status(
             [
                 ("API", url),
-                ("Console", f"{url}/console"),
                 ("Temporal UI", self._settings.temporal_ui_url),
                 ("Temporal", temporal_address),
                 ("PostgreSQL", f"{place_of(database_url)} (make psql)"),

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from domain.outbox import (
     CLOUDEVENTS_CONTENT_TYPE,
@@ -39,15 +40,17 @@ def url_problem(url: str, *, allow_private: bool) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        # As aiohttp reads it: a host in full-width digits becomes an address, which it connects to unresolved.
+        connected = URL(url).raw_host or host
     except ValueError:
         return "The URL cannot be read."
     if parts.scheme not in ("http", "https"):
         return "The URL's scheme is neither http nor https."
-    if not host:
+    if not host or not connected:
         return "The URL names no host."
     if parts.username is not None or parts.password is not None:
         return "The URL carries credentials; messages are signed instead."
-    if not allow_private and (address := _literal_address(host)) is not None and not _is_public(address):
+    if not allow_private and (address := _literal_address(connected)) is not None and not _is_public(address):
         return f"The address {address} is private; WAYBILL_WEBHOOK_ALLOW_PRIVATE=1 allows such targets."
     return None
 
@@ -64,6 +67,9 @@ def _literal_address(host: str) -> str | None:
         return None
 
 
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+
+
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -73,6 +79,8 @@ def _is_public(address: str) -> bool:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if embedded is not None:
             ip = embedded
+        elif ip not in _GLOBAL_UNICAST:
+            return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -110,14 +118,15 @@ class _CheckedResolver(AbstractResolver):
 class WebhookSink:
     """POSTs each message to its endpoint's URL, signed with its live secrets. Open it inside an event loop."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, *, allow_private: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._allow_private = allow_private
+        self._timeout_seconds = timeout_seconds
         connector = aiohttp.TCPConnector(
             limit=_CONNECTIONS, resolver=_CheckedResolver(allow_private=allow_private), use_dns_cache=False
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=timeout_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -141,9 +150,9 @@ class WebhookSink:
             ) as response:
                 if 200 <= response.status < 300:
                     return
-                answer = await response.content.read(_ERROR_BODY_BYTES)
+                answer = await _explanation(response)
         except TimeoutError:
-            raise SendFailed(None, f"no answer within {TIMEOUT_SECONDS:g} s") from None
+            raise SendFailed(None, f"no answer within {self._timeout_seconds:g} s") from None
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL, ForbiddenAddress) as error:
             raise SendFailed(_blame_of_connect(error), _described(error)) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -151,6 +160,14 @@ class WebhookSink:
         raise SendFailed(
             blame_of_status(response.status), f"HTTP {response.status} {answer.decode(errors='replace')!r}"
         )
+
+
+async def _explanation(response: aiohttp.ClientResponse) -> bytes:
+    """The beginning of what the receiver says; its status counts even if that never comes."""
+    try:
+        return await response.content.read(_ERROR_BODY_BYTES)
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return b""
 
 
 def _headers(endpoint: Endpoint, message: Message, body: bytes) -> dict[str, str]:

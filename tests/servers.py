@@ -49,10 +49,16 @@ def throw_away_temporal() -> Iterator[EmbeddedTemporal]:
 @asynccontextmanager
 async def fresh_database(postgres: EmbeddedPostgres, name: str, template: str = "template1") -> AsyncIterator[str]:
     """The URL of a new database, a copy of `template` (which nobody may be connected to); dropped at the end."""
+    await _execute(postgres, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+    try:
+        yield postgres.url(name)
+    finally:
+        await _execute(postgres, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
     connection = await asyncpg.connect(postgres.url())
     try:
-        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
-        yield postgres.url(name)
-        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        await connection.execute(statement)
     finally:
         await connection.close()

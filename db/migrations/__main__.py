@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from db.engine import UNREACHABLE, WrongInstallation
+from db.engine import DATABASE_ERRORS, WrongInstallation
 from db.migrations import migrate
 
 
@@ -18,7 +18,7 @@ def main() -> None:
         migrate(url, os.environ.get("WAYBILL_INSTALLATION") or "waybill")
     except WrongInstallation as error:
         sys.exit(str(error))
-    except UNREACHABLE as error:
+    except DATABASE_ERRORS as error:
         sys.exit(f"The database cannot be migrated: {error}")
 
 

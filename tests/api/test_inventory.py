@@ -12,9 +12,7 @@ from tests.receivers import Receiver
 from tests.waiting import eventually
 
 
-async def test_a_product_is_made_then_replaced_and_each_adjustment_is_audited(
-    house: House, receiver: Receiver
-) -> None:
+async def test_a_product_is_made_then_replaced_and_each_adjustment_is_audited(house: House, receiver: Receiver) -> None:
     await house.webhook("shop", receiver.url)
     path = "/api/admin/products/tea"
     made = await house.call("PUT", path, {"name": "Tea", "stock": 5, "reason": "first delivery"})

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -189,7 +188,7 @@ async def test_confirm_expiry_and_cancel_racing_have_one_outcome_each(house: Hou
     assert set(statuses) <= {"CONFIRMED", "CANCELLED", "EXPIRED"}
     assert await house.stock("tea") == (1000 - statuses["CONFIRMED"], 0)
     ends = await house.sql("""
-        SELECT lane, count(*) FROM outbox_events WHERE event_type IN ('waybill.order.cancelled', 'waybill.order.expired')
+        SELECT lane FROM outbox_events WHERE event_type IN ('waybill.order.cancelled', 'waybill.order.expired')
         GROUP BY lane HAVING count(*) > 1""")
     assert ends == []
     await house.invariants_hold()

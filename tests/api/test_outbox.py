@@ -140,7 +140,7 @@ async def test_an_ignored_message_is_given_up_with_a_reason(house: House, receiv
     answers = [await house.call("POST", path, {"reason": "test data"}) for _ in range(2)]
     assert [answer.json()["status"] for answer in answers] == ["IGNORED", "IGNORED"]
     actions = (await house.get("/api/admin/ops/actions"))["items"]
-    assert [(each["action"], each["reason"]) for each in actions][0] == ("outbox.ignore", "test data")
+    assert (actions[0]["action"], actions[0]["reason"]) == ("outbox.ignore", "test data")
     assert [each["action"] for each in actions].count("outbox.ignore") == 1
     assert await house.metric("ops_outbox_backlog_size") == 0
 

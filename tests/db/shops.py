@@ -161,7 +161,9 @@ class Shop:
                 " HAVING sum(total) <> 0 ORDER BY status",
                 noun=noun,
             )
-            assert counted == await self.sql(f"SELECT status, count(*)::int FROM {noun} GROUP BY status ORDER BY status")
+            assert counted == await self.sql(
+                f"SELECT status, count(*)::int FROM {noun} GROUP BY status ORDER BY status"
+            )
 
     async def orders_and_reservations_agree(self) -> None:
         """Assert that no order is an orphan, that none ended two ways, and that its events tell one legal story."""

@@ -44,7 +44,9 @@ async def reconcile(
     operation = operation_id or new_id()
     if operation_id is None:
         await shop.database.transact(
-            lambda c: drift.begin_reconciliation(c, operation, dry_run=dry_run, skus=skus, actor="admin", reason="drill")
+            lambda c: drift.begin_reconciliation(
+                c, operation, dry_run=dry_run, skus=skus, actor="admin", reason="drill"
+            )
         )
     async with shop.database.read() as connection:
         found = await drift.get_reconciliation(connection, operation)

@@ -10,7 +10,9 @@ from tests.db.shops import Shop
 
 
 async def adjustments(shop: Shop) -> list[tuple[object, ...]]:
-    rows = await shop.sql("SELECT sku, movement, quantity, before, after, actor, reason FROM stock_ledger ORDER BY entry_id")
+    rows = await shop.sql(
+        "SELECT sku, movement, quantity, before, after, actor, reason FROM stock_ledger ORDER BY entry_id"
+    )
     return [tuple(row) for row in rows]
 
 

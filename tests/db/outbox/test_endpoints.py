@@ -176,7 +176,9 @@ async def test_no_secret_is_written_into_the_audit(outbox: Outbox) -> None:
     assert not [row for (row,) in actions if "whsec_" in row]
 
 
-@pytest.mark.parametrize("stopped", ["enabled = false", "open_until = now() + interval '1 day', consecutive_failures = 9"])
+@pytest.mark.parametrize(
+    "stopped", ["enabled = false", "open_until = now() + interval '1 day', consecutive_failures = 9"]
+)
 async def test_enabling_a_webhook_sends_again_whatever_stopped_it(outbox: Outbox, stopped: str) -> None:
     await outbox.happen(A, "order.reserved")
     await outbox.shop.sql(f"UPDATE outbox_endpoints SET {stopped} WHERE name = 'shop'")

@@ -179,7 +179,8 @@ async def test_the_same_decision_again_changes_nothing_and_is_audited_once(outbo
     assert await decide(failed[0]) is first
     assert await outbox.shop.contents() == before
     audited = await outbox.shop.sql(
-        "SELECT actor, target, reason, before, after FROM admin_actions WHERE action = :action", action=f"outbox.{action}"
+        "SELECT actor, target, reason, before, after FROM admin_actions WHERE action = :action",
+        action=f"outbox.{action}",
     )
     target = f"message:{failed[0]}-{outbox.endpoint_id}"
     reason = {"replay": "mended", "ignore": "useless"}[action]
@@ -222,7 +223,9 @@ async def test_a_message_that_never_failed_cannot_be_decided(outbox: Outbox) -> 
 async def test_failures_are_listed_newest_first_page_by_page(outbox: Outbox) -> None:
     positions = [await failing(outbox, order_id, delay_seconds=None) for order_id in LANES[:5]]
     # Two at the same instant: the page's edge must still fall between them.
-    await outbox.shop.sql("UPDATE outbox_failures SET failed_at = now() WHERE position = ANY(:some)", some=positions[1:4])
+    await outbox.shop.sql(
+        "UPDATE outbox_failures SET failed_at = now() WHERE position = ANY(:some)", some=positions[1:4]
+    )
     listed: list[int] = []
     after = None
     async with outbox.shop.database.read() as connection:

@@ -56,11 +56,11 @@ async def test_events_are_numbered_in_the_order_they_happened(shop: Shop) -> Non
 async def test_an_event_is_logged_as_it_was_written(shop: Shop) -> None:
     event = inventory_event(EventType.INVENTORY_ADJUSTED, "Käse", {"stock": 3, "reason": None, "nested": [{"a": 0.5}]})
     await shop.database.transact(lambda connection: write_events(connection, [event]))
-    logged = await shop.sql("SELECT CAST(event_id AS text), event_type, subject, lane, shard, data, fixes FROM outbox_events")
+    logged = await shop.sql(
+        "SELECT CAST(event_id AS text), event_type, subject, lane, shard, data, fixes FROM outbox_events"
+    )
     shard = shard_of("sku:Käse")
-    assert logged == [
-        (event.event_id, "waybill.inventory.adjusted", "Käse", "sku:Käse", shard, dict(event.data), None)
-    ]
+    assert logged == [(event.event_id, "waybill.inventory.adjusted", "Käse", "sku:Käse", shard, dict(event.data), None)]
 
 
 async def test_no_events_write_nothing(shop: Shop) -> None:

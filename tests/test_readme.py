@@ -1,0 +1,76 @@
+"""The README's lines do what it says, as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from local.leftovers import end_leftovers
+from local.ports import free_port
+from local.stack import DataDir, read_stack_env
+from tests.receivers import Receiver, verified
+from tests.servers import throw_away_directory
+from tests.waiting import eventually
+
+PROJECT = Path(__file__).parent.parent
+PORTS = ("API_PORT", "PG_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "WORKER_METRICS_PORT")
+
+
+def curl_lines() -> str:
+    """The block behind the comment that names this test."""
+    readme = (PROJECT / "README.md").read_text()
+    [block] = re.findall(r"<!-- tests/test_readme.py .*?-->\n```sh\n(.*?)```", readme, re.DOTALL)
+    return str(block)
+
+
+async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_events(receiver: Receiver) -> None:
+    with throw_away_directory() as directory:
+        data_dir = DataDir(directory / ".data")
+        environment = {f"WAYBILL_{name}": str(free_port()) for name in PORTS}
+        environment |= {"PATH": os.environ["PATH"], "WAYBILL_DATA_DIR": str(data_dir.path)}
+        stack = subprocess.Popen(
+            [sys.executable, "-m", "local.up"], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL
+        )
+        try:
+
+            async def up() -> bool:
+                return data_dir.stack_env.exists()
+
+            await eventually(up, 60)
+            lines = curl_lines().replace("http://127.0.0.1:9099/", receiver.url)
+            shell = subprocess.Popen(["sh", "-eu", "-c", lines], cwd=directory, stdout=subprocess.PIPE, text=True)
+
+            async def over() -> bool:
+                return shell.poll() is not None
+
+            await eventually(over, 60)
+            said, _ = shell.communicate()
+            reserved, confirmed, shown = said.splitlines()[2:]
+            assert '"status":"RESERVED"' in reserved
+            assert '"status":"CONFIRMED"' in confirmed
+            assert shown == confirmed
+            await _hold_the_events(receiver, said)
+            assert set(read_stack_env(data_dir.stack_env)) == {
+                "WAYBILL_DATABASE_URL",
+                "TEMPORAL_ADDRESS",
+                "WAYBILL_API_URL",
+                "WAYBILL_CLIENT_TOKEN",
+                "WAYBILL_COURIER_TOKEN",
+                "WAYBILL_ADMIN_TOKEN",
+            }
+        finally:
+            stack.terminate()
+            stack.wait()
+            end_leftovers(data_dir.path, data_dir.postgres)
+
+
+async def _hold_the_events(receiver: Receiver, said: str) -> None:
+    """The receiver holds the order's events in order, each genuine by the secret that the lines printed."""
+    secret = re.findall(r'"secret":"(whsec_[^"]+)"', said)[0]
+    order_id = re.findall(r'"orderId":"([^"]+)"', said)[0]
+    await receiver.got("order.reserved", "order.confirmed", "delivery.requested", lane=order_id)
+    for received in receiver.accepted:
+        verified(received, secret)
