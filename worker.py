@@ -19,6 +19,7 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Worker
 
+from activities.assignment import AssignmentActivities, solver_pool
 from activities.inventory import InventoryActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
@@ -31,6 +32,7 @@ from settings import Settings, SettingsError
 from sinks import Sink
 from sinks.webhook import WebhookSink
 from sinks.workflow import WorkflowSink
+from workflows.assignment import DispatchWorkflow
 from workflows.client import connect, ensure_search_attributes, ensure_standing
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
 from workflows.order import OrderWorkflow
@@ -43,7 +45,14 @@ EX_CONFIG = 78
 _HEARTBEAT_SECONDS = 1.0
 _DRAIN = timedelta(seconds=6)
 
-WORKFLOWS = [OrderWorkflow, OutboxRelayWorkflow, OutboxFailureWorkflow, SweepWorkflow, ReconcileWorkflow]
+WORKFLOWS = [
+    OrderWorkflow,
+    DispatchWorkflow,
+    OutboxRelayWorkflow,
+    OutboxFailureWorkflow,
+    SweepWorkflow,
+    ReconcileWorkflow,
+]
 
 
 @asynccontextmanager
@@ -60,10 +69,16 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         await database.check_installation(settings.installation)
         webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
         stack.push_async_callback(webhook.close)
-        sinks: dict[SinkKind, Sink] = {SinkKind.WEBHOOK: webhook, SinkKind.WORKFLOW: WorkflowSink(client, names)}
+        sinks: dict[SinkKind, Sink] = {
+            SinkKind.WEBHOOK: webhook,
+            SinkKind.WORKFLOW: WorkflowSink(client, names, database),
+        }
         order = OrderActivities(database, promise_seconds=settings.promise_seconds)
         inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
         outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
+        solver = solver_pool()
+        stack.callback(solver.shutdown, wait=False, cancel_futures=True)
+        assignment = AssignmentActivities(database, solver)
         main = Worker(
             client,
             task_queue=names.main_queue,
@@ -74,9 +89,11 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
                 order.extend_order,
                 order.cancel_order,
                 order.expire_order,
+                order.watch_promise,
                 inventory.sweep_holds,
                 inventory.reconcile,
                 outbox.retry_message,
+                assignment.run_round,
             ],
             graceful_shutdown_timeout=_DRAIN,
         )

@@ -45,6 +45,11 @@ class OrderActivities:
         """End the hold, or answer how long it has left."""
         return await self._transact(lambda connection: orders.expire(connection, order_id))
 
+    @activity.defn
+    async def watch_promise(self, order_id: str) -> OrderState:
+        """Mark the delivery late, or answer how long its promise has left."""
+        return await self._transact(lambda connection: orders.watch_promise(connection, order_id))
+
     async def _transact(self, work: Callable[[AsyncConnection], Awaitable[OrderState]]) -> OrderState:
         try:
             return await self._database.transact(work)

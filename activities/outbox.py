@@ -96,7 +96,7 @@ class OutboxActivities:
                     pumps[endpoint.endpoint_id] = asyncio.create_task(pump.run())
             if time.monotonic() - failures_looked_at > _FAILURES_SECONDS:
                 failures_looked_at = time.monotonic()
-                await self._start_failure_workflows(shard)
+                await self._start_failure_workflows(shard, epoch)
             pause = _IDLE_SECONDS[0] if pumps else min(pause * 2, _IDLE_SECONDS[1])
             if pumps:
                 await asyncio.wait(pumps.values(), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -107,8 +107,9 @@ class OutboxActivities:
                     del pumps[endpoint_id]
                     task.result()  # raises StaleEpoch, or what made the database unreachable: the activity is retried
 
-    async def _start_failure_workflows(self, shard: int) -> None:
+    async def _start_failure_workflows(self, shard: int, epoch: int) -> None:
         async with self._database.read() as connection:
+            await relay.check_epoch(connection, shard, epoch)
             waiting = await failures.without_workflow(connection, shard, _FAILURES_BATCH)
         for failing in waiting:
             await self._start_failure_workflow(failing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ WINDOW = 200
 """Messages of one endpoint and shard that are claimed at a time."""
 _PARALLEL_SENDS = 64
 _PROBE_CHOICE = 20
+_FILL_SECONDS = 0.05
+"""A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,11 @@ class Pump:
         return Delivered(claimed, (time.monotonic() - began) * 1000)
 
     async def _next_outcomes(self) -> list[Delivered | _Failed]:
-        """Wait for one outcome, and take all that are there: under load, a batch."""
-        outcomes = [await self._outcomes.get()]
+        """Wait for an outcome, but not long, and take all that are there: under load, a batch."""
+        outcomes: list[Delivered | _Failed | None] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FILL_SECONDS):
+                outcomes.append(await self._outcomes.get())
         while not self._outcomes.empty():
             outcomes.append(self._outcomes.get_nowait())
         return [outcome for outcome in outcomes if outcome is not None]

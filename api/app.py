@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from temporalio.client import Client
 
-from api import inventory, ops, order, outbox
+from api import assignment, inventory, ops, order, outbox
 from api.auth import Gate, Role
 from api.problems import install_problem_handlers
 from api.services import Services
@@ -56,7 +56,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
 
     # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None)
-    for room in (order, inventory, outbox, ops):
+    for room in (order, inventory, outbox, assignment, ops):
         app.include_router(room.router)
     install_problem_handlers(app)
     app.add_middleware(Gate, tokens=_tokens(settings))

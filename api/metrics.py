@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Row
 
 from db.ops import InvariantCheck, Metrics
+from domain.assignment.states import AssignmentSource, ConflictKind
 
 
 def render_metrics(metrics: Metrics, drift: Row[Any], invariants: list[InvariantCheck], uptime_seconds: float) -> bytes:
@@ -41,6 +42,14 @@ class _Read(Collector):
             "Deliveries that have no courier yet.",
             self._metrics.values.pending_deliveries,
         )
+        conflicts = CounterMetricFamily(
+            "ops_assignment_conflicts", "Attempts to assign that lost to somebody else's.", labels=["source", "kind"]
+        )
+        totals = {(source, kind): 0 for source in AssignmentSource for kind in ConflictKind}
+        totals |= {(row.source, row.kind): row.total for row in self._metrics.conflicts}
+        for labels, total in totals.items():
+            conflicts.add_metric(labels, total)
+        yield conflicts
         violations = GaugeMetricFamily(
             "ops_invariant_violations", "Rows that break a promise of Waybill's.", labels=["invariant"]
         )

@@ -15,7 +15,15 @@ from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import endpoints, failures
 from db.outbox.failures import MessageMissing, MessageSettled
-from domain.outbox import ErrorClass, EventType, MessageStatus, message_id, new_webhook_secret, parse_message_id
+from domain.outbox import (
+    PUBLIC_TYPES,
+    ErrorClass,
+    EventType,
+    MessageStatus,
+    message_id,
+    new_webhook_secret,
+    parse_message_id,
+)
 from sinks.webhook import url_problem
 
 router = APIRouter(prefix="/api/admin")
@@ -43,7 +51,7 @@ async def put_webhook(name: Name, body: PutWebhook, request: Request, services: 
     """Make or change a webhook; the secret is told only when it is made."""
     if problem := url_problem(body.url, allow_private=services.webhook_allow_private):
         raise invalid("invalid-webhook-url", problem)
-    if unknown := sorted(set(body.event_types or ()) - set(EventType)):
+    if unknown := sorted(set(body.event_types or ()) - PUBLIC_TYPES):
         raise invalid("unknown-event-type", "There is no such event type.", eventTypes=unknown)
     if name == "workflow":
         raise invalid("reserved-name", "The name 'workflow' is the internal sink's.")

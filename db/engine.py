@@ -51,6 +51,10 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, DATABASE_ERRORS)
 
 
+class LookedTooEarly(Exception):
+    """What a transaction read before it had the lock has changed: it must run again, from the start."""
+
+
 class WrongInstallation(Exception):
     """The database belongs to another installation, or to none; the message is one sentence."""
 
@@ -76,14 +80,15 @@ class Database:
         """Transactions run again after a deadlock or a serialization failure, since the process started."""
 
     async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-        """Run `work` in one transaction, again if PostgreSQL chose it as a deadlock's victim (at most 5 tries)."""
+        """Run `work` in one transaction, again if it lost to another one and left no trace (at most 5 tries)."""
         for attempt in range(1, _TRIES + 1):
             try:
                 async with self._engine.begin() as connection:
                     return await work(connection)
-            except DBAPIError as error:
-                sqlstate = getattr(error.orig, "sqlstate", None)
-                if sqlstate not in _RETRIED_SQLSTATES or attempt == _TRIES:
+            except (DBAPIError, LookedTooEarly) as error:
+                sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+                again = isinstance(error, LookedTooEarly) or sqlstate in _RETRIED_SQLSTATES
+                if not again or attempt == _TRIES:
                     raise
                 self.retried += 1
                 log.warning("transaction retried", sqlstate=sqlstate, attempt=attempt, retried=self.retried)

@@ -107,6 +107,9 @@ _STATUS_COUNTS = text(
 _BREAKERS = text("""
     SELECT name, enabled AND open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
 """)
+_CONFLICTS = text("""
+    SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts GROUP BY source, kind
+""")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,12 @@ class Metrics:
     values: Row[Any]
     status_counts: Sequence[Row[Any]]
     breakers: Sequence[Row[Any]]
+    conflicts: Sequence[Row[Any]]
+
+
+async def conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """Conflicts since the first day, by source and kind."""
+    return (await connection.execute(_CONFLICTS)).all()
 
 
 async def read_metrics(connection: AsyncConnection, grace_seconds: float) -> Metrics:
@@ -123,7 +132,8 @@ async def read_metrics(connection: AsyncConnection, grace_seconds: float) -> Met
     values = (await connection.execute(_METRICS, {"grace_seconds": float(grace_seconds)})).one()
     counts = (await connection.execute(_STATUS_COUNTS)).all()
     breakers = (await connection.execute(_BREAKERS)).all()
-    return Metrics(values, counts, breakers)
+    conflicts = await conflict_totals(connection)
+    return Metrics(values, counts, breakers, conflicts)
 
 
 # --- invariants
@@ -143,6 +153,15 @@ _INVARIANTS: dict[str, str] = {
         SELECT m.position || '-' || m.endpoint_id FROM outbox_messages m JOIN outbox_endpoints e USING (endpoint_id)
         WHERE e.enabled AND e.open_until IS NULL
             AND m.ready_at < now() - make_interval(secs => {OUTBOX_PATIENCE_SECONDS})""",
+    "one_live_assignment_a_delivery": """
+        SELECT d.delivery_id FROM deliveries d LEFT JOIN assignments a ON a.delivery_id = d.delivery_id AND a.live
+        WHERE d.status IN ('OFFERED', 'ASSIGNED', 'PICKED_UP')
+        GROUP BY d.delivery_id HAVING count(a.assignment_id) <> 1""",
+    "courier_load_within_capacity": """
+        SELECT c.courier_id FROM couriers c
+        LEFT JOIN (SELECT courier_id, count(*) AS held FROM assignments WHERE live GROUP BY courier_id) a
+            ON a.courier_id = c.courier_id
+        WHERE c.load > c.capacity OR c.load <> COALESCE(a.held, 0)""",
     "not_expired_and_confirmed": """
         SELECT o.order_id FROM orders o JOIN reservations r USING (order_id)
         WHERE o.status = 'CONFIRMED' AND r.status <> 'COMMITTED'""",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import assignment
+from db.assignment import deliveries
+from db.assignment.commit import DeliveryMissing
 from db.inventory import holds
 from db.outbox.write import write_events
-from domain.ids import delivery_id
+from domain.assignment.states import CourierAction
+from domain.ids import delivery_id as derive_delivery_id
 from domain.inventory import ReservationStatus
 from domain.order import (
     NewOrder,
@@ -82,10 +84,10 @@ async def confirm(connection: AsyncConnection, order_id: str, promise_seconds: i
         return answer
     await _set_status(connection, order_id, OrderStatus.CONFIRMED)
     await holds.close_reservations(connection, order_id, ReservationStatus.ACTIVE, ReservationStatus.COMMITTED)
-    delivery = delivery_id(order_id)
+    delivery = derive_delivery_id(order_id)
     pickup = Place(**order.pickup) if order.pickup else None
     dropoff = Place(**order.dropoff)
-    await assignment.request_delivery(connection, delivery, order_id, order.zone, pickup, dropoff, promise_seconds)
+    await deliveries.request_delivery(connection, delivery, order_id, order.zone, pickup, dropoff, promise_seconds)
     requested = {"deliveryId": delivery, "zone": order.zone, "status": "PENDING"}
     await write_events(
         connection,
@@ -94,7 +96,7 @@ async def confirm(connection: AsyncConnection, order_id: str, promise_seconds: i
             order_event(EventType.DELIVERY_REQUESTED, delivery, order_id, requested),
         ],
     )
-    return OrderState(OrderStatus.CONFIRMED)
+    return OrderState(OrderStatus.CONFIRMED, seconds_left=float(promise_seconds))
 
 
 async def extend(connection: AsyncConnection, order_id: str, hold_seconds: int) -> OrderState:
@@ -116,9 +118,9 @@ async def cancel(connection: AsyncConnection, order_id: str) -> OrderState:
     if order.status == OrderStatus.CONFIRMED:
         held = ReservationStatus.COMMITTED
         await holds.lock_products(connection, {line["sku"] for line in order.lines})
-        delivery = await assignment.cancel_delivery(connection, order_id)
+        delivery = await deliveries.cancel_delivery(connection, order_id)
         if delivery is None:
-            return OrderState(OrderStatus.CONFIRMED, refusal=Refusal.ALREADY_PICKED_UP)
+            return replace(await load_state(connection, order_id), refusal=Refusal.ALREADY_PICKED_UP)
         cancelled = {"deliveryId": delivery, "zone": order.zone, "status": "CANCELLED"}
         events.append(order_event(EventType.DELIVERY_CANCELLED, delivery, order_id, cancelled))
     await _set_status(connection, order_id, OrderStatus.CANCELLED)
@@ -142,6 +144,30 @@ async def expire(connection: AsyncConnection, order_id: str, *, outside: bool = 
     return OrderState(OrderStatus.EXPIRED)
 
 
+async def watch_promise(connection: AsyncConnection, order_id: str) -> OrderState:
+    """Mark a confirmed order's delivery late if its promise has passed, or answer how long that has left."""
+    order = await _lock(connection, order_id)
+    if order.status != OrderStatus.CONFIRMED:
+        return await load_state(connection, order_id)
+    return OrderState(OrderStatus.CONFIRMED, seconds_left=await deliveries.mark_late(connection, order_id))
+
+
+async def deliver(connection: AsyncConnection, delivery_id: str, courier_id: str) -> bool:
+    """The courier is at the door: delivery and order are DELIVERED together; answer whether that is news.
+
+    Raises DeliveryMissing, HeldByOther, WrongStage.
+    """
+    row = await deliveries.get_delivery(connection, delivery_id)
+    if row is None:
+        raise DeliveryMissing(delivery_id)
+    order = await _lock(connection, row.order_id)
+    if not await deliveries.act(connection, delivery_id, courier_id, CourierAction.COMPLETE):
+        return False
+    await _set_status(connection, order.order_id, OrderStatus.DELIVERED)
+    await write_events(connection, [_row_event(EventType.ORDER_DELIVERED, order, OrderStatus.DELIVERED, outside=True)])
+    return True
+
+
 async def _begin(
     connection: AsyncConnection, order_id: str, command: OrderCommand
 ) -> tuple[Row[Any], OrderState | None]:
@@ -149,7 +175,7 @@ async def _begin(
     order = await _lock(connection, order_id)
     stage = OrderStatus(order.status)
     if not possible(command, stage):
-        return order, OrderState(stage, refusal=refusal(command, stage))
+        return order, replace(await load_state(connection, order_id), refusal=refusal(command, stage))
     if stage is OrderStatus.RESERVED and await holds.seconds_left(connection, order_id) <= 0:
         await _expire_locked(connection, order, outside=False)
         return order, OrderState(OrderStatus.EXPIRED, refusal=Refusal.HOLD_EXPIRED)
@@ -207,7 +233,11 @@ def _event(
 
 # --- reads
 
-_STATE = text("SELECT status, shortages FROM orders WHERE order_id = :order_id")
+_STATE = text("""
+    SELECT o.status, o.shortages, CASE WHEN o.status = 'CONFIRMED' AND NOT d.late
+        THEN CAST(extract(epoch FROM d.promised_at - clock_timestamp()) AS float8) END AS promise_seconds_left
+    FROM orders o LEFT JOIN deliveries d ON d.order_id = o.order_id WHERE o.order_id = :order_id
+""")
 
 
 async def load_state(connection: AsyncConnection, order_id: str) -> OrderState:
@@ -216,7 +246,9 @@ async def load_state(connection: AsyncConnection, order_id: str) -> OrderState:
     if row is None:
         raise OrderMissing(order_id)
     stage = OrderStatus(row.status)
-    left = await holds.seconds_left(connection, order_id) if stage is OrderStatus.RESERVED else None
+    left = row.promise_seconds_left
+    if stage is OrderStatus.RESERVED:
+        left = await holds.seconds_left(connection, order_id)
     return OrderState(stage, seconds_left=left, shortages=[Shortage(**short) for short in row.shortages or []])
 
 

@@ -23,6 +23,12 @@ SEARCH_ATTRIBUTES = (STATUS_ATTRIBUTE, ZONE_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, ERR
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
 """By name: relays start it, and activities know no workflow classes."""
 
+DISPATCH_WORKFLOW = "DispatchWorkflow"
+"""By name: the `workflow` sink starts it."""
+
+WAKE_SIGNAL = "wake"
+"""Tells a zone's dispatch that there is something to do."""
+
 ROW_CHANGED_SIGNAL = "row_changed"
 """Tells an order's workflow the stage that its row reached without it."""
 
@@ -65,6 +71,10 @@ class Names:
     def order(self, order_id: str) -> str:
         """Workflow id of an order."""
         return f"{self.installation}-order-{order_id}"
+
+    def dispatch(self, zone: str) -> str:
+        """Workflow id of a zone's dispatch."""
+        return f"{self.installation}-dispatch-{zone}"
 
     def relay(self, shard: int) -> str:
         """Workflow id of a shard's relay."""

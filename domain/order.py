@@ -90,7 +90,8 @@ class OrderState:
 
     stage: OrderStatus
     seconds_left: float | None = None
-    """RESERVED: until the hold's deadline, by the database's clock; 0 or less when it has passed."""
+    """By the database's clock, 0 or less when it has passed. RESERVED: until the hold's deadline. CONFIRMED: until the
+    promised time of delivery, None once it is marked late."""
     refusal: Refusal | None = None
     """Set when the command was not carried out."""
     shortages: list[Shortage] = field(default_factory=list)

@@ -39,6 +39,8 @@ class EventType(StrEnum):
     DELIVERY_CANCELLED = "waybill.delivery.cancelled"
     INVENTORY_ADJUSTED = "waybill.inventory.adjusted"
     INVENTORY_RECONCILED = "waybill.inventory.reconciled"
+    ZONE_WOKEN = "waybill.zone.woken"
+    """Internal: tells a zone's dispatch to look again; no webhook receives it."""
 
 
 class SinkKind(StrEnum):
@@ -130,14 +132,30 @@ def inventory_event(event_type: EventType, sku: str, data: Mapping[str, Any]) ->
     return Event(event_type, sku, f"sku:{sku}", {"sku": sku, **data}, new_id())
 
 
+def relay_share(workers: int) -> int:
+    """How many shards one of so many workers should carry at most."""
+    return -(-SHARDS // max(1, workers))
+
+
 def shard_of(lane: str) -> int:
     """The shard whose relay carries a lane."""
     return zlib.crc32(lane.encode()) % SHARDS
 
 
+def zone_woken(zone: str) -> Event:
+    """Something changed in a zone that its dispatch must see: a courier came free, a delivery is to be given again."""
+    return Event(EventType.ZONE_WOKEN, zone, f"zone:{zone}", {"zone": zone}, new_id(), outside=True)
+
+
+INTERNAL_TYPES = frozenset({EventType.ZONE_WOKEN})
+PUBLIC_TYPES = frozenset(EventType) - INTERNAL_TYPES
+ZONE_TYPES = frozenset({EventType.DELIVERY_REQUESTED, EventType.ZONE_WOKEN})
+"""What the `workflow` sink takes to a zone's dispatch; the rest goes to the order's workflow."""
+
+
 def wanted_by_workflows(event: Event) -> bool:
     """Whether the internal `workflow` sink receives the event: only what a workflow does not know already."""
-    return event.outside
+    return event.outside or event.event_type in ZONE_TYPES
 
 
 def message_id(position: int, endpoint_id: int) -> str:

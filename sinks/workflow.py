@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.ids import ROW_CHANGED_SIGNAL, Names
-from domain.outbox import Endpoint, ErrorClass, Message
+from db.assignment import zones
+from db.engine import Database
+from domain.ids import DISPATCH_WORKFLOW, ROW_CHANGED_SIGNAL, WAKE_SIGNAL, ZONE_ATTRIBUTE, Names
+from domain.outbox import ZONE_TYPES, Endpoint, ErrorClass, Message
 from sinks import SendFailed
+
+_ZONE = SearchAttributeKey.for_keyword(ZONE_ATTRIBUTE)
 
 
 class WorkflowSink:
-    """Signals an order's workflow with the stage that its row reached without it. Signals are idempotent."""
+    """Signals the order's workflow with the stage that its row reached without it, or wakes a zone's dispatch.
 
-    def __init__(self, client: Client, names: Names) -> None:
+    Both are idempotent.
+    """
+
+    def __init__(self, client: Client, names: Names, database: Database) -> None:
         self._client = client
         self._names = names
+        self._database = database
 
     async def send(self, endpoint: Endpoint, message: Message) -> None:
-        """Signal the event's workflow; one that is closed or gone needs no telling."""
+        """Tell the workflow that the event concerns. Raises SendFailed when Temporal does not answer."""
         data: Any = message.data
-        handle = self._client.get_workflow_handle(self._names.order(data["orderId"]))
         try:
-            await handle.signal(ROW_CHANGED_SIGNAL, data["status"])
+            if message.event_type in ZONE_TYPES:
+                await self._wake(data["zone"])
+            else:
+                await self._tell_order(data["orderId"], data["status"])
+        except RPCError as error:
+            raise SendFailed(ErrorClass.ENDPOINT, f"Temporal: {error.message}") from error
+
+    async def _tell_order(self, order_id: str, stage: str) -> None:
+        """A workflow that is closed or gone needs no telling."""
+        try:
+            await self._client.get_workflow_handle(self._names.order(order_id)).signal(ROW_CHANGED_SIGNAL, stage)
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
-                raise SendFailed(ErrorClass.ENDPOINT, f"Temporal: {error.message}") from error
+                raise
+
+    async def _wake(self, zone: str) -> None:
+        """Signal only when the flag turned: a burst of deliveries is one signal, and one round."""
+        if not await self._database.transact(partial(zones.set_wake, zone=zone)):
+            return
+        await self._client.start_workflow(
+            DISPATCH_WORKFLOW,
+            zone,
+            id=self._names.dispatch(zone),
+            task_queue=self._names.main_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=WAKE_SIGNAL,
+            static_summary=f"zone {zone}",
+            search_attributes=TypedSearchAttributes([SearchAttributePair(_ZONE, zone)]),
+        )
+        await self._database.transact(partial(zones.wake_signalled, zone=zone))

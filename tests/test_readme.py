@@ -31,9 +31,7 @@ async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_even
         data_dir = DataDir(directory / ".data")
         environment = {f"WAYBILL_{name}": str(free_port()) for name in PORTS}
         environment |= {"PATH": os.environ["PATH"], "WAYBILL_DATA_DIR": str(data_dir.path)}
-        stack = subprocess.Popen(
-            [sys.executable, "-m", "local.up"], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL
-        )
+        stack = _start([sys.executable, "-m", "local.up"], PROJECT, environment)
         try:
 
             async def up() -> bool:
@@ -41,7 +39,7 @@ async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_even
 
             await eventually(up, 60)
             lines = curl_lines().replace("http://127.0.0.1:9099/", receiver.url)
-            shell = subprocess.Popen(["sh", "-eu", "-c", lines], cwd=directory, stdout=subprocess.PIPE, text=True)
+            shell = _start(["/bin/sh", "-eu", "-c", lines], directory, dict(os.environ))
 
             async def over() -> bool:
                 return shell.poll() is not None
@@ -65,6 +63,10 @@ async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_even
             stack.terminate()
             stack.wait()
             end_leftovers(data_dir.path, data_dir.postgres)
+
+
+def _start(command: list[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 async def _hold_the_events(receiver: Receiver, said: str) -> None:

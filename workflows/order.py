@@ -48,24 +48,31 @@ class OrderWorkflow:
     async def run(self, order: NewOrder) -> OrderStatus:
         """Run until the order's end. The first step reserves or loads: a first start and a restart are one path."""
         self._adopt(await self._transact(OrderActivities.reserve_order, order))
-        while self._stage is OrderStatus.RESERVED:
-            await self._hold()
-        await workflow.wait_condition(lambda: not self._stage.open)
+        while self._stage.open:
+            if self._stage is OrderStatus.RESERVED:
+                await self._until_deadline(OrderActivities.expire_order, "the hold ends")
+            else:
+                await self._until_deadline(OrderActivities.watch_promise, "the delivery is late")
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self._stage
 
-    async def _hold(self) -> None:
-        """Wait for the hold's deadline, or for the row to change; at the deadline let the database's clock decide."""
-        held = self._state
-        seconds = max(held.seconds_left or 0.0, _SHORTEST_TIMER_SECONDS) if held else _SHORTEST_TIMER_SECONDS
+    async def _until_deadline(self, activity: Callable[..., Any], summary: str) -> None:
+        """Wait for the stage's deadline, or for the row to change; at the deadline the database's clock decides."""
+        before = self._state
         try:
             await workflow.wait_condition(
-                lambda: self._state is not held, timeout=timedelta(seconds=seconds), timeout_summary="the hold ends"
+                lambda: self._state is not before, timeout=self._timeout(), timeout_summary=summary
             )
         except TimeoutError:
             async with self._lock:
-                if self._state is held:
-                    self._adopt(await self._transact(OrderActivities.expire_order, self._order.order_id))
+                if self._state is before:
+                    self._adopt(await self._transact(activity, self._order.order_id))
+
+    def _timeout(self) -> timedelta | None:
+        """Until the stage's deadline; None where it has none (any more)."""
+        if self._state is None or self._state.seconds_left is None:
+            return None
+        return timedelta(seconds=max(self._state.seconds_left, _SHORTEST_TIMER_SECONDS))
 
     # --- updates: what clients ask for
 

@@ -44,6 +44,15 @@ async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int
     return epoch
 
 
+_EPOCH = text("SELECT epoch FROM outbox_shards WHERE shard = :shard")
+
+
+async def check_epoch(connection: AsyncConnection, shard: int, epoch: int) -> None:
+    """Raise StaleEpoch when another relay has taken the shard: one that claims nothing would never notice."""
+    if await connection.scalar(_EPOCH, {"shard": shard}) != epoch:
+        raise StaleEpoch(shard)
+
+
 ENDPOINT_COLUMNS = """
     endpoint.endpoint_id, endpoint.name, endpoint.kind, endpoint.url, endpoint.secret,
     CASE WHEN endpoint.previous_secret_until > now() THEN endpoint.previous_secret END AS previous_secret,

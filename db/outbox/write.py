@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.outbox import Event, shard_of, wanted_by_workflows
+from domain.outbox import INTERNAL_TYPES, Event, shard_of, wanted_by_workflows
 
 _WRITE = text("""
     WITH new AS (
         SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:event_types AS text[]), CAST(:subjects AS text[]),
-            CAST(:lanes AS text[]), CAST(:shards AS int[]), CAST(:data AS text[]), CAST(:workflow AS bool[]))
-            WITH ORDINALITY AS n(event_id, event_type, subject, lane, shard, data, workflow, place)
+            CAST(:lanes AS text[]), CAST(:shards AS int[]), CAST(:data AS text[]), CAST(:internal AS bool[]),
+            CAST(:workflow AS bool[]))
+            WITH ORDINALITY AS n(event_id, event_type, subject, lane, shard, data, internal, workflow, place)
     ), logged AS (
         INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
         SELECT event_id, event_type, subject, lane, shard, CAST(data AS jsonb), clock_timestamp()
@@ -25,7 +26,8 @@ _WRITE = text("""
     SELECT logged.shard, endpoint.endpoint_id, logged.position, logged.position, logged.lane
     FROM logged JOIN new USING (event_id) JOIN outbox_endpoints endpoint
         ON CASE endpoint.kind WHEN 'workflow' THEN new.workflow
-            ELSE endpoint.event_types IS NULL OR logged.event_type = ANY(endpoint.event_types) END
+            ELSE NOT new.internal
+                AND (endpoint.event_types IS NULL OR logged.event_type = ANY(endpoint.event_types)) END
 """)
 
 
@@ -44,6 +46,7 @@ async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> 
             "lanes": [event.lane for event in events],
             "shards": [shard_of(event.lane) for event in events],
             "data": [json.dumps(event.data) for event in events],
+            "internal": [event.event_type in INTERNAL_TYPES for event in events],
             "workflow": [wanted_by_workflows(event) for event in events],
         },
     )

@@ -74,6 +74,15 @@ async def breaker(house: House, value: int, endpoint: str = "shop") -> None:
     await eventually(reached)
 
 
+async def all_is_settled(house: House) -> None:
+    """Wait until nothing is on its way any more."""
+
+    async def empty() -> bool:
+        return await house.metric("ops_outbox_backlog_size") == 0
+
+    await eventually(empty)
+
+
 async def give_up_trying(house: House) -> None:
     """As if every message that is being retried had used up its tries."""
     await house.sql("UPDATE outbox_failures SET status = 'FAILED', attempts = 3, next_attempt_at = NULL")

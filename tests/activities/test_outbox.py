@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from db.outbox import relay
+from domain.outbox import SHARDS
 from local.ports import free_port
 from tests.activities.lanes import (
     STORY,
     PatientReceiver,
+    all_is_settled,
     breaker,
     confirm,
     decide,
@@ -65,12 +69,11 @@ async def test_many_orders_at_once_arrive_once_each_and_in_order(house: House, r
         await receiver.got(*STORY, lane=order_id, timeout_seconds=20.0)
     ids = [each.headers["webhook-id"] for each in receiver.requests]
     assert len(ids) == len(set(ids)) == 25 * 3 + 1
-
-    async def settled() -> bool:
-        return await house.metric("ops_outbox_dispatched_total") == len(ids)
-
-    await eventually(settled)
-    assert await house.metric("ops_outbox_backlog_size") == 0
+    await all_is_settled(house)
+    finished = "SELECT count(*) FROM outbox_finished JOIN outbox_endpoints USING (endpoint_id) WHERE name = 'shop'"
+    assert await house.sql(finished) == [(len(ids),)]
+    told = await house.sql("SELECT count(*) FROM outbox_finished WHERE status = 'DELIVERED'")
+    assert await house.metric("ops_outbox_dispatched_total") == told[0][0]
 
 
 async def test_a_poisoned_message_is_tried_three_times_then_fails_visibly_and_parks_only_its_lane(
@@ -173,6 +176,19 @@ async def test_an_order_that_fails_alone_is_found_out_when_another_one_passes(ho
     (item,) = await failing(house, "RETRYING")
     assert (item["errorClass"], item["aggregateId"]) == ("unknown", strange)
     await breaker(house, 0)
+
+
+async def test_a_shard_that_another_relay_took_and_left_is_carried_on(house: House, receiver: Receiver) -> None:
+    await house.webhook("shop", receiver.url)
+    (order_id,) = await orders_of_one_shard(house, 1)
+    await receiver.got("order.reserved", lane=order_id)
+    await all_is_settled(house)
+    # A relay that was frozen before it took its shard does so when it wakes up, only to learn that it is too late.
+    for shard in range(SHARDS):
+        await house.database.transact(partial(relay.take_shard, shard=shard, owner="frozen"))
+    await confirm(house, order_id)
+    await receiver.got(*STORY, lane=order_id)
+    assert len(receiver.requests) == len({each.headers["webhook-id"] for each in receiver.requests})
 
 
 async def nothing_was_blamed_on_the_messages(house: House) -> None:

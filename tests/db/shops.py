@@ -16,7 +16,7 @@ from db.inventory import drift, products
 from domain.order import Line, NewOrder, OrderState, Place
 from domain.outbox import EventType
 
-LEGAL_LANES = (
+LEGAL_LANES: tuple[list[str], ...] = (
     [],
     ["order.reserved"],
     ["order.reserved", "order.expired"],

@@ -128,7 +128,7 @@ async def test_two_migrations_at_once_both_succeed(empty_url: str) -> None:
 async def test_another_installations_database_is_refused_and_left_alone(empty_url: str) -> None:
     await migrate_for(empty_url, "shop")
     before = await everything(empty_url)
-    with pytest.raises(WrongInstallation, match="'shop'.*'store'"):
+    with pytest.raises(WrongInstallation, match=r"'shop'.*'store'"):
         await migrate_for(empty_url, "store")
     code, said = await run_migrations(empty_url, "store")
     assert (code, said.count("\n")) == (1, 1)
@@ -161,7 +161,7 @@ async def test_an_installation_starts_only_on_its_own_database(database_url: str
     own, empty = Database(create_engine(database_url)), Database(create_engine(empty_url))
     try:
         await own.check_installation("template")
-        with pytest.raises(WrongInstallation, match="'template'.*'store'"):
+        with pytest.raises(WrongInstallation, match=r"'template'.*'store'"):
             await own.check_installation("store")
         with pytest.raises(WrongInstallation, match="has not been migrated"):
             await empty.check_installation("store")

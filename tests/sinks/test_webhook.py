@@ -142,9 +142,9 @@ async def test_a_receiver_without_tls_behind_https_is_the_endpoints_fault(
 
 @pytest.mark.parametrize(
     "answer",
-    [reset, saying(""), saying("what?"), saying("HTTP/1.1 200"), saying("HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nhalf")],
-    ids=["reset", "closed", "no HTTP", "half a line", "half a body"],
-)  # fmt: skip
+    [reset, saying(""), saying("what?"), saying("HTTP/1.1 200"), saying("HTTP/1.1 500 No\r\n")],
+    ids=["reset", "closed", "no HTTP", "half a line", "half a head"],
+)
 async def test_a_connection_that_breaks_off_may_be_anybodys_fault(sink: WebhookSink, answer: Answer) -> None:
     async with door(answer) as opened:
         assert (await failure(sink, opened.url)).blame is None
@@ -191,7 +191,7 @@ async def test_a_payload_that_cannot_be_written_is_the_events_fault(sink: Webhoo
 LOOPBACK = [
     "127.0.0.1", "127.0.0.2", "127.255.255.254", "127.0.0.1.",  # plain
     "2130706433", "017700000001", "0x7f000001", "0X7F000001", "127.1", "127.0.1", "0177.0.0.1", "0x7f.0.0.1", "0x7f.1",
-    "0", "0.0.0.0", "00000000", "[::]",  # "any address" connects to this machine
+    "0", "0.0.0.0", "00000000", "[::]",  # noqa: S104 - "any address" connects to this machine
     "[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:7f00:0001]",
     "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::ffff:0:127.0.0.1]",
     "localhost", "localhost.", "LocalHost",  # names that resolve to it

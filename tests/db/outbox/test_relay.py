@@ -82,7 +82,12 @@ async def late_count(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
     )
 
 
-@pytest.mark.parametrize("end", [late_settle, late_failure, late_count], ids=lambda end: end.__name__)
+async def late_check(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
+    async with outbox.shop.database.read() as connection:
+        await relay.check_epoch(connection, SHARD, epoch)
+
+
+@pytest.mark.parametrize("end", [late_settle, late_failure, late_count, late_check], ids=lambda end: end.__name__)
 async def test_a_relay_that_wakes_up_late_changes_nothing(outbox: Outbox, end: Late) -> None:
     await outbox.happen(A, "order.reserved")
     stale = await outbox.take("frozen")

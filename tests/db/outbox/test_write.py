@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from db.outbox.write import write_events
-from domain.outbox import EventType, inventory_event, order_event, shard_of
+from domain.outbox import EventType, inventory_event, order_event, shard_of, zone_woken
 from tests.db.outbox.outboxes import Outbox
 from tests.db.shops import Shop
 
@@ -42,6 +42,12 @@ async def test_a_disabled_webhook_is_not_sent_to_but_its_messages_wait(shop: Sho
 async def test_workflows_are_told_only_what_happened_without_them(shop: Shop, outside: bool) -> None:
     await Outbox(shop, 0).happen("o-1", "order.expired", outside=outside)
     assert await receivers(shop) == ({WORKFLOW: ["order.expired"]} if outside else {})
+
+
+async def test_what_is_internal_reaches_no_webhook(shop: Shop) -> None:
+    await Outbox(shop, 0).webhook("all")
+    await shop.database.transact(lambda connection: write_events(connection, [zone_woken("north")]))
+    assert await receivers(shop) == {WORKFLOW: ["zone.woken"]}
 
 
 async def test_events_are_numbered_in_the_order_they_happened(shop: Shop) -> None:

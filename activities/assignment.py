@@ -1,0 +1,126 @@
+"""A zone's rounds: wait for the batch, look, match, and give the deliveries one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import Row
+from temporalio import activity
+
+from activities.heartbeat import heartbeats
+from db.assignment import commit, zones
+from db.engine import Database
+from db.ops import database_time
+from domain.assignment.matching import FreeCourier, Pair, WaitingDelivery, match
+from domain.assignment.states import AssignmentSource, ZoneMode
+from domain.ids import new_id
+from domain.order import Place
+
+log = structlog.get_logger(__name__)
+
+
+def solver_pool() -> ProcessPoolExecutor:
+    """A process to solve in: the solver holds the interpreter, and Temporal's deadlines leave it no such time."""
+    return ProcessPoolExecutor(
+        max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    )
+
+
+def _end_with_parent() -> None:
+    """A worker killed with -9 cannot end its helpers: they watch it."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What a round did."""
+
+    assigned: int
+    conflicts: int
+    again: bool
+    """The batch was full, so more may be waiting."""
+
+
+class AssignmentActivities:
+    """Rounds of the auto assigner."""
+
+    def __init__(self, database: Database, solver: ProcessPoolExecutor) -> None:
+        self._database = database
+        self._solver = solver
+
+    @activity.defn
+    async def run_round(self, zone: str) -> RoundOutcome:
+        """Run one round of a zone. A try that broke off has given what it gave; the next one sees the rest."""
+        async with heartbeats():
+            return await self._run_round(zone)
+
+    async def _run_round(self, zone: str) -> RoundOutcome:
+        async with self._database.read() as connection:
+            settings = await zones.get_settings(connection, zone) or zones.ZoneSettings()
+        await asyncio.sleep(settings.batch_window_seconds)
+        await self._database.transact(partial(zones.clear_wake, zone=zone))
+        if settings.mode is ZoneMode.MANUAL:
+            return RoundOutcome(0, 0, again=False)
+        async with self._database.read() as connection:
+            started_at = await database_time(connection)
+            rows = await zones.round_inputs(connection, zone, settings.max_batch)
+        deliveries, couriers = [_waiting(row) for row in rows[0]], [_free(row) for row in rows[1]]
+        if not deliveries or not couriers:
+            return RoundOutcome(0, 0, again=False)
+        loop = asyncio.get_running_loop()
+        pairs = await loop.run_in_executor(self._solver, match, deliveries, couriers)
+        round_id = new_id()
+        conflicts = await self._give(round_id, pairs)
+        inputs = {
+            "deliveries": [asdict(delivery) for delivery in deliveries],
+            "couriers": [asdict(courier) for courier in couriers],
+        }
+        record = partial(zones.record_round, round_id=round_id, zone=zone, started_at=started_at, inputs=inputs)
+        await self._database.transact(partial(record, pairs=[asdict(pair) for pair in pairs], conflicts=conflicts))
+        assigned = len(pairs) - conflicts
+        log.info("round", zone=zone, round_id=round_id, waiting=len(deliveries), assigned=assigned, conflicts=conflicts)
+        return RoundOutcome(assigned, conflicts, again=len(deliveries) == settings.max_batch and assigned > 0)
+
+    async def _give(self, round_id: str, pairs: Sequence[Pair]) -> int:
+        """Commit the winners one by one; answer how many were lost to others meanwhile."""
+        conflicts = 0
+        for pair in pairs:
+            give = partial(
+                commit.assign,
+                courier_id=pair.courier_id,
+                delivery_ids=[pair.delivery_id],
+                source=AssignmentSource.AUTO,
+                round_id=round_id,
+            )
+            conflicts += len(await self._database.transact(give))
+        return conflicts
+
+
+def _waiting(row: Row[Any]) -> WaitingDelivery:
+    return WaitingDelivery(
+        delivery_id=row.delivery_id,
+        pickup=Place(**row.pickup) if row.pickup else None,
+        dropoff=Place(**row.dropoff),
+        seconds_to_promise=row.seconds_to_promise,
+        not_by=tuple(row.not_by),
+    )
+
+
+def _free(row: Row[Any]) -> FreeCourier:
+    return FreeCourier(row.courier_id, Place(row.lat, row.lng), row.slots)

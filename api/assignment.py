@@ -1,0 +1,315 @@
+"""Couriers and deliveries, and how admins assign them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from sqlalchemy import Row
+
+from api.models import Name, Page, Reasoned, Text, actor, aware_time, time, timeline
+from api.order import PlaceBody
+from api.problems import Problem, conflict, not_found
+from api.services import Services, ServicesDep
+from db import order as orders
+from db.assignment import commit, couriers, deliveries, zones
+from db.assignment.commit import Conflict, DeliveryMissing
+from db.assignment.couriers import CapacityBelowLoad
+from db.assignment.deliveries import HeldByOther, WrongStage
+from db.ops import conflict_totals, record_action
+from domain.assignment.states import AssignmentSource, ConflictKind, CourierAction, DeliveryStatus
+
+router = APIRouter()
+
+
+# --- couriers
+
+
+class PutCourier(PlaceBody):
+    """The body of `PUT /api/couriers/{courierId}`."""
+
+    zone: Name
+    capacity: Annotated[int, Field(ge=1, le=1000)]
+    online: bool
+
+
+@router.put("/api/couriers/{courier_id}")
+async def put_courier(courier_id: Name, body: PutCourier, services: ServicesDep) -> JSONResponse:
+    """Say where a courier is, how much they can take and whether they work."""
+    try:
+        created = await services.database.transact(
+            partial(couriers.put_courier, courier_id=courier_id, **body.model_dump())
+        )
+    except CapacityBelowLoad as error:
+        raise conflict(
+            "courier-over-capacity", "The courier carries more than that capacity.", load=error.load
+        ) from error
+    return JSONResponse(await get_courier(courier_id, services), 201 if created else 200)
+
+
+@router.get("/api/couriers/{courier_id}")
+async def get_courier(courier_id: str, services: ServicesDep) -> dict[str, Any]:
+    """One courier."""
+    async with services.database.read() as connection:
+        row = await couriers.get_courier(connection, courier_id)
+    if row is None:
+        raise not_found("courier")
+    return {
+        "courierId": row.courier_id,
+        "zone": row.zone,
+        "lat": row.lat,
+        "lng": row.lng,
+        "capacity": row.capacity,
+        "load": row.load,
+        "online": row.online,
+    }
+
+
+@router.get("/api/couriers/{courier_id}/deliveries")
+async def list_deliveries(courier_id: str, services: ServicesDep, page: Annotated[Page, Depends()]) -> dict[str, Any]:
+    """What is on a courier's hands, newest first."""
+    after = page.after(aware_time, str)
+    async with services.database.read() as connection:
+        if await couriers.get_courier(connection, courier_id) is None:
+            raise not_found("courier")
+        rows = await deliveries.deliveries_of(
+            connection, courier_id, (after[0], after[1]) if after else None, page.limit + 1
+        )
+    return page.answer(rows, _show_delivery, lambda row: (row.created_at, row.delivery_id))
+
+
+# --- deliveries
+
+
+class Act(Reasoned):
+    """The body of a courier's action."""
+
+    courier_id: Text
+
+
+@router.get("/api/deliveries/{delivery_id}")
+async def get_delivery(delivery_id: str, services: ServicesDep) -> dict[str, Any]:
+    """One delivery."""
+    async with services.database.read() as connection:
+        row = await deliveries.get_delivery(connection, delivery_id)
+    if row is None:
+        raise not_found("delivery")
+    return _show_delivery(row)
+
+
+@router.post("/api/deliveries/{delivery_id}/{action}")
+async def act(
+    delivery_id: str, action: CourierAction, body: Act, request: Request, services: ServicesDep
+) -> dict[str, Any]:
+    """Accept, decline, pick up or complete. Doing it again changes nothing."""
+    work = partial(deliveries.act, action=action) if action is not CourierAction.COMPLETE else orders.deliver
+    try:
+        await services.database.transact(partial(work, delivery_id=delivery_id, courier_id=body.courier_id))
+    except DeliveryMissing as error:
+        raise not_found("delivery") from error
+    except HeldByOther as error:
+        await services.database.transact(partial(deliveries.count_lost, action=action))
+        raise _conflict("The delivery is not with this courier.", error.holder) from error
+    except WrongStage as error:
+        raise _wrong_stage(action, error.status) from error
+    return await get_delivery(delivery_id, services)
+
+
+def _conflict(title: str, holder: str | None, **members: Any) -> Problem:
+    return conflict("assignment-conflict", title, holder=holder, **members)
+
+
+def _wrong_stage(action: CourierAction, status: DeliveryStatus) -> Problem:
+    if action is CourierAction.DECLINE:
+        return conflict("already-picked-up", "The delivery was picked up already.", deliveryStatus=status)
+    slug = "not-picked-up" if action is CourierAction.COMPLETE else "not-accepted"
+    return conflict(slug, f"The delivery is {status}: it cannot be {_DONE[action]}.", deliveryStatus=status)
+
+
+_DONE = {CourierAction.ACCEPT: "accepted", CourierAction.PICKUP: "picked up", CourierAction.COMPLETE: "completed"}
+
+
+def _show_delivery(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "deliveryId": row.delivery_id,
+        "orderId": row.order_id,
+        "zone": row.zone,
+        "status": row.status,
+        "courierId": row.courier_id,
+        "pinned": row.pinned,
+        "late": row.late,
+        "offerExpiresAt": time(row.offer_expires_at),
+        "timeline": timeline(row.timeline),
+    }
+
+
+# --- assigning by hand
+
+
+class Assign(Reasoned):
+    """The body of `POST /api/admin/assignments`."""
+
+    delivery_id: Text
+    courier_id: Text
+    force: bool = False
+
+
+class Route(Reasoned):
+    """The body of `POST /api/admin/routes`."""
+
+    courier_id: Text
+    delivery_ids: Annotated[list[Text], Field(min_length=1, max_length=200)]
+    partial: bool = False
+
+
+@router.post("/api/admin/assignments")
+async def assign(body: Assign, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Give a delivery to a courier, and keep the rounds' hands off it."""
+    lost = await _assign(
+        services, request, body, [body.delivery_id], AssignmentSource.MANUAL, force=body.force, partial=False
+    )
+    if lost:
+        raise _lost(lost)
+    return await get_delivery(body.delivery_id, services)
+
+
+@router.post("/api/admin/routes")
+async def assign_route(body: Route, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Give several deliveries to a courier: all of them or, when `partial`, those that can be."""
+    lost = await _assign(
+        services, request, body, body.delivery_ids, AssignmentSource.ROUTE, force=False, partial=body.partial
+    )
+    if lost and (not body.partial or len(lost) == len(set(body.delivery_ids))):
+        raise _lost(lost)
+    missed = {each.delivery_id for each in lost}
+    return {
+        "courierId": body.courier_id,
+        "assigned": [each for each in dict.fromkeys(body.delivery_ids) if each not in missed],
+        "conflicts": [_show_conflict(each) for each in lost],
+    }
+
+
+async def _assign(
+    services: Services,
+    request: Request,
+    body: Assign | Route,
+    delivery_ids: list[str],
+    source: AssignmentSource,
+    *,
+    force: bool,
+    partial: bool,
+) -> list[Conflict]:
+    """One transaction: the assignment, its conflicts counted, and the audit of what was given."""
+
+    async def work(connection: Any) -> list[Conflict]:
+        lost = await commit.assign(connection, body.courier_id, delivery_ids, source, force=force, partial=partial)
+        given = sorted(set(delivery_ids) - {each.delivery_id for each in lost}) if partial or not lost else []
+        if given:
+            after = {"courierId": body.courier_id, "deliveryIds": given}
+            await record_action(
+                connection,
+                actor(request),
+                f"assignment.{source}",
+                f"courier:{body.courier_id}",
+                body.reason,
+                before=None,
+                after=after,
+            )
+        return lost
+
+    try:
+        return await services.database.transact(work)
+    except DeliveryMissing as error:
+        raise not_found("delivery") from error
+
+
+def _lost(lost: list[Conflict]) -> Problem:
+    first = lost[0]
+    shown = [_show_conflict(each) for each in lost]
+    if first.kind is ConflictKind.CAPACITY:
+        return conflict("courier-over-capacity", "The courier can take no more.", conflicts=shown)
+    if first.kind is ConflictKind.COURIER_UNAVAILABLE:
+        return conflict("courier-unavailable", "There is no such courier, or they are offline.", conflicts=shown)
+    return _conflict("The delivery is taken, or over.", first.holder, conflicts=shown)
+
+
+def _show_conflict(each: Conflict) -> dict[str, Any]:
+    return {"deliveryId": each.delivery_id, "kind": each.kind, "holder": each.holder}
+
+
+# --- rounds and knobs
+
+
+class Run(Reasoned):
+    """The body of `POST …/assignment/run`."""
+
+    zone: Name
+
+
+@router.post("/api/admin/ops/assignment/run")
+async def run_round(body: Run, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Have a zone's dispatch run a round now."""
+    await services.require_worker()
+    await services.database.transact(
+        partial(zones.ask_for_round, zone=body.zone, actor=actor(request), reason=body.reason)
+    )
+    return {"zone": body.zone, "workflow": services.workflow_link(services.names.dispatch(body.zone))}
+
+
+Seconds = Annotated[float, Field(ge=0, le=3600)]
+
+
+class PatchSettings(Reasoned):
+    """The body of `PATCH …/assignment/settings/{zone}`: the knobs to change."""
+
+    batch_window_seconds: Annotated[float, Field(ge=0, le=60)] | None = None
+    max_batch: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    parallel_rounds: Annotated[int, Field(ge=1, le=32)] | None = None
+    top_candidates: Annotated[int, Field(ge=1, le=1000)] | None = None
+    accept_window_seconds: Seconds | None = None
+    max_offers: Annotated[int, Field(ge=1, le=100)] | None = None
+    mode: Literal["auto", "manual"] | None = None
+
+
+@router.patch("/api/admin/ops/assignment/settings/{zone}")
+async def patch_settings(zone: Name, body: PatchSettings, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Change a zone's knobs, from its next round on."""
+    changes = body.model_dump(exclude_none=True, exclude={"reason"})
+    settings = await services.database.transact(
+        partial(zones.change_settings, zone=zone, changes=changes, actor=actor(request), reason=body.reason)
+    )
+    return _show_settings(zone, settings)
+
+
+@router.get("/api/admin/ops/assignment/settings/{zone}")
+async def get_settings(zone: str, services: ServicesDep) -> dict[str, Any]:
+    """A zone's knobs."""
+    async with services.database.read() as connection:
+        settings = await zones.get_settings(connection, zone)
+    if settings is None:
+        raise not_found("zone")
+    return _show_settings(zone, settings)
+
+
+def _show_settings(zone: str, settings: zones.ZoneSettings) -> dict[str, Any]:
+    return {
+        "zone": zone,
+        "batchWindowSeconds": settings.batch_window_seconds,
+        "maxBatch": settings.max_batch,
+        "parallelRounds": settings.parallel_rounds,
+        "topCandidates": settings.top_candidates,
+        "acceptWindowSeconds": settings.accept_window_seconds,
+        "maxOffers": settings.max_offers,
+        "mode": settings.mode,
+    }
+
+
+@router.get("/api/admin/ops/assignment/conflicts")
+async def list_conflicts(services: ServicesDep) -> dict[str, Any]:
+    """How many attempts lost, by who tried and what they lost to."""
+    async with services.database.read() as connection:
+        rows = await conflict_totals(connection)
+    return {"items": [{"source": row.source, "kind": row.kind, "total": row.total} for row in rows]}

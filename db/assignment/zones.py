@@ -1,0 +1,164 @@
+"""Zones: their knobs, their wake flags, and what a round reads and leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.ops import record_action
+from db.outbox.write import write_events
+from domain.assignment.states import ZoneMode
+from domain.outbox import zone_woken
+
+# --- waking
+
+_SOMETHING_WAITS = text("""
+    SELECT EXISTS (SELECT FROM deliveries WHERE zone = :zone AND status = 'PENDING' AND NOT pinned)
+""")
+
+
+async def wake_if_waiting(connection: AsyncConnection, zone: str) -> None:
+    """Have the zone's dispatch look again, if a delivery waits there: a courier came free.
+
+    A delivery that starts to wait at this moment wakes the zone by itself.
+    """
+    if await connection.scalar(_SOMETHING_WAITS, {"zone": zone}):
+        await write_events(connection, [zone_woken(zone)])
+
+
+_ENSURE = text("INSERT INTO zones (zone) VALUES (:zone) ON CONFLICT (zone) DO NOTHING")
+_SET_WAKE = text("""
+    UPDATE zones SET wake = true WHERE zone = :zone AND NOT (wake AND wake_signalled) RETURNING zone
+""")
+_SIGNALLED = text("UPDATE zones SET wake_signalled = true WHERE zone = :zone AND wake")
+_CLEAR_WAKE = text("UPDATE zones SET wake = false, wake_signalled = false WHERE zone = :zone AND wake")
+
+
+async def set_wake(connection: AsyncConnection, zone: str) -> bool:
+    """Set the flag; answer whether the zone's workflow is still to be told.
+
+    Two bits, so that a crash between the flag and the signal is made good by whoever comes next.
+    """
+    await connection.execute(_ENSURE, {"zone": zone})
+    return await connection.scalar(_SET_WAKE, {"zone": zone}) is not None
+
+
+async def wake_signalled(connection: AsyncConnection, zone: str) -> None:
+    """The zone's workflow was told; until its round begins nobody need tell it again."""
+    await connection.execute(_SIGNALLED, {"zone": zone})
+
+
+async def clear_wake(connection: AsyncConnection, zone: str) -> None:
+    """A round begins: what happens from now on is news again."""
+    await connection.execute(_CLEAR_WAKE, {"zone": zone})
+
+
+# --- knobs
+
+
+@dataclass(frozen=True)
+class ZoneSettings:
+    """The knobs of a zone's dispatch; each round reads them."""
+
+    batch_window_seconds: float = 2.0
+    max_batch: int = 200
+    parallel_rounds: int = 1
+    top_candidates: int = 16
+    accept_window_seconds: float = 0.0
+    max_offers: int = 3
+    mode: ZoneMode = ZoneMode.AUTO
+
+
+_SETTINGS = text("""
+    SELECT batch_window_seconds, max_batch, parallel_rounds, top_candidates, accept_window_seconds, max_offers, mode
+    FROM zones WHERE zone = :zone
+""")
+_LOCK_SETTINGS = text(f"{_SETTINGS.text} FOR NO KEY UPDATE")
+_SAVE = text("""
+    UPDATE zones SET batch_window_seconds = :batch_window_seconds, max_batch = :max_batch,
+        parallel_rounds = :parallel_rounds, top_candidates = :top_candidates,
+        accept_window_seconds = :accept_window_seconds, max_offers = :max_offers, mode = :mode
+    WHERE zone = :zone
+""")
+
+
+async def get_settings(connection: AsyncConnection, zone: str) -> ZoneSettings | None:
+    """A zone's knobs; None for one that was never used."""
+    row = (await connection.execute(_SETTINGS, {"zone": zone})).one_or_none()
+    return _settings_of(row) if row is not None else None
+
+
+def _settings_of(row: Row[Any]) -> ZoneSettings:
+    return ZoneSettings(**{**row._mapping, "mode": ZoneMode(row.mode)})
+
+
+async def change_settings(
+    connection: AsyncConnection, zone: str, changes: Mapping[str, Any], *, actor: str, reason: str | None
+) -> ZoneSettings:
+    """Change some knobs, from the next round on; a zone not used before gets its row."""
+    await connection.execute(_ENSURE, {"zone": zone})
+    before = dict((await connection.execute(_LOCK_SETTINGS, {"zone": zone})).one()._mapping)
+    after = {**before, **changes}
+    if after != before:
+        await connection.execute(_SAVE, {"zone": zone, **after})
+        await record_action(
+            connection, actor, "assignment.settings", f"zone:{zone}", reason, before=before, after=after
+        )
+        await wake_if_waiting(connection, zone)
+    return ZoneSettings(**{**after, "mode": ZoneMode(after["mode"])})
+
+
+async def ask_for_round(connection: AsyncConnection, zone: str, *, actor: str, reason: str | None) -> None:
+    """Have the zone's dispatch run a round now."""
+    await write_events(connection, [zone_woken(zone)])
+    await record_action(connection, actor, "assignment.run", f"zone:{zone}", reason, before=None, after=None)
+
+
+# --- rounds
+
+_WAITING = text("""
+    SELECT d.delivery_id, d.pickup, d.dropoff,
+        CAST(extract(epoch FROM d.promised_at - now()) AS float8) AS seconds_to_promise,
+        ARRAY(SELECT a.courier_id FROM assignments a
+            WHERE a.delivery_id = d.delivery_id AND a.outcome = 'declined') AS not_by
+    FROM deliveries d WHERE d.zone = :zone AND d.status = 'PENDING' AND NOT d.pinned
+    ORDER BY d.created_at, d.delivery_id LIMIT :limit
+""")
+_FREE = text("""
+    SELECT courier_id, lat, lng, capacity - load AS slots FROM couriers
+    WHERE zone = :zone AND online AND load < capacity ORDER BY courier_id LIMIT :limit
+""")
+_RECORD_ROUND = text("""
+    INSERT INTO assignment_rounds (round_id, zone, started_at, inputs, pairs, conflicts)
+    VALUES (:round_id, :zone, :started_at, CAST(:inputs AS jsonb), CAST(:pairs AS jsonb), :conflicts)
+    ON CONFLICT (round_id) DO NOTHING
+""")
+_MAX_COURIERS = 1000
+
+
+async def round_inputs(
+    connection: AsyncConnection, zone: str, max_batch: int
+) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
+    """The zone's waiting deliveries, the oldest first, and its free couriers."""
+    waiting = (await connection.execute(_WAITING, {"zone": zone, "limit": max_batch})).all()
+    free = (await connection.execute(_FREE, {"zone": zone, "limit": _MAX_COURIERS})).all() if waiting else []
+    return waiting, free
+
+
+async def record_round(
+    connection: AsyncConnection,
+    round_id: str,
+    zone: str,
+    started_at: Any,
+    inputs: Mapping[str, Any],
+    pairs: Sequence[Mapping[str, Any]],
+    conflicts: int,
+) -> None:
+    """Keep what a round saw and did."""
+    record = {"round_id": round_id, "zone": zone, "started_at": started_at, "conflicts": conflicts}
+    await connection.execute(_RECORD_ROUND, {**record, "inputs": json.dumps(inputs), "pairs": json.dumps(pairs)})
