@@ -17,10 +17,11 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.outbox_pump import Pump
 from db.engine import Database
+from db.ops import workers_alive
 from db.outbox import failures, relay
 from db.outbox.failures import FailingMessage
 from domain.ids import ERROR_CLASS_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, FAILURE_WORKFLOW, Names
-from domain.outbox import ErrorClass, MessageStatus, SinkKind, parse_message_id, retry_delay_seconds
+from domain.outbox import ErrorClass, MessageStatus, SinkKind, parse_message_id, relay_share, retry_delay_seconds
 from sinks import SendFailed, Sink
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,10 @@ RELAY_SECONDS = 600
 """How long one relay activity works before its workflow continues as new."""
 _IDLE_SECONDS = (0.01, 0.1)
 """The poll's pause: from the first, doubling while nothing is ready, to the second."""
-_FAILURES_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 _FAILURES_BATCH = 50
 _DRAIN_SECONDS = 5.0
+_SHARE_SECONDS = 1.0
 
 _EVENT_TYPE = SearchAttributeKey.for_keyword(EVENT_TYPE_ATTRIBUTE)
 _ERROR_CLASS = SearchAttributeKey.for_keyword(ERROR_CLASS_ATTRIBUTE)
@@ -60,10 +62,23 @@ class OutboxActivities:
         self._names = names
         self._sinks = sinks
         self._worker_id = worker_id
+        self._carried: set[int] = set()
 
     @activity.defn
     async def relay(self, shard: int) -> None:
-        """Carry a shard's messages until it is time to continue as new, or until the worker shuts down."""
+        """Carry a shard's messages until it is time to continue as new.
+
+        Ends earlier, for another worker's relay to go on, when this worker shuts down or holds more than its share.
+        """
+        if await self._over_share(len(self._carried) + 1):
+            raise _give_back("this worker carries its share", _SHARE_SECONDS)
+        self._carried.add(shard)
+        try:
+            await self._relay(shard)
+        finally:
+            self._carried.discard(shard)
+
+    async def _relay(self, shard: int) -> None:
         epoch = await self._database.transact(lambda connection: relay.take_shard(connection, shard, self._worker_id))
         log.info("relay took its shard", shard=shard, epoch=epoch)
         pumps: dict[int, asyncio.Task[None]] = {}
@@ -74,17 +89,16 @@ class OutboxActivities:
             stop.set()
             await _drain(pumps.values())
         if activity.is_worker_shutdown():
-            # A retry writes no history: another worker's relay simply goes on.
-            raise ApplicationError(
-                "the worker shuts down",
-                next_retry_delay=timedelta(milliseconds=50),
-                category=ApplicationErrorCategory.BENIGN,
-            )
+            raise _give_back("the worker shuts down", 0.05)
+
+    async def _over_share(self, carried: int) -> bool:
+        async with self._database.read() as connection:
+            return carried > relay_share(await workers_alive(connection))
 
     async def _carry(self, shard: int, epoch: int, pumps: dict[int, asyncio.Task[None]], stop: asyncio.Event) -> None:
         """Watch which endpoints have something ready, and run one pump for each."""
         began = time.monotonic()
-        failures_looked_at = 0.0
+        looked_at = 0.0
         pause = _IDLE_SECONDS[0]
         while not activity.is_worker_shutdown() and time.monotonic() - began < RELAY_SECONDS:
             activity.heartbeat()
@@ -94,9 +108,12 @@ class OutboxActivities:
                 if endpoint.endpoint_id not in pumps:
                     pump = Pump(self._database, self._sinks[endpoint.kind], endpoint, shard, epoch, stop)
                     pumps[endpoint.endpoint_id] = asyncio.create_task(pump.run())
-            if time.monotonic() - failures_looked_at > _FAILURES_SECONDS:
-                failures_looked_at = time.monotonic()
+            if time.monotonic() - looked_at > _LOOK_SECONDS:
+                looked_at = time.monotonic()
                 await self._start_failure_workflows(shard, epoch)
+                # One shard at a time, and always the same one: all its relays look at the same moment.
+                if shard == max(self._carried) and await self._over_share(len(self._carried)):
+                    raise _give_back("this worker carries more than its share", _SHARE_SECONDS)
             pause = _IDLE_SECONDS[0] if pumps else min(pause * 2, _IDLE_SECONDS[1])
             if pumps:
                 await asyncio.wait(pumps.values(), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -160,6 +177,11 @@ class OutboxActivities:
             return RetryOutcome(status, message.attempts, error_class, detail, delay or 0.0)
         await self._database.transact(lambda connection: failures.retry_delivered(connection, message, endpoint_id))
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
+
+
+def _give_back(why: str, seconds: float) -> ApplicationError:
+    """Leave the shard to another worker, soon: a retry of the activity, which writes no history."""
+    return ApplicationError(why, next_retry_delay=timedelta(seconds=seconds), category=ApplicationErrorCategory.BENIGN)
 
 
 async def _drain(pumps: Collection[asyncio.Task[None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Receiver:
     def __init__(self) -> None:
         self.requests: list[Received] = []
         self.answer: Callable[[dict[str, Any]], int] = lambda event: 200
+        self.answer_seconds = 0.0
+        """How long it thinks before it answers."""
         app = web.Application()
         app.router.add_post("/{path:.*}", self._receive)
         self._runner = web.AppRunner(app)
@@ -66,6 +69,7 @@ class Receiver:
 
     async def _receive(self, request: web.Request) -> web.Response:
         body = await request.read()
+        await asyncio.sleep(self.answer_seconds)
         status = self.answer(json.loads(body))
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append(Received(headers, body, status))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from temporalio.client import Client
 
 from db.migrations import migrate
 from domain.ids import order_id as derive_order_id
+from domain.outbox import SHARDS
 from local.temporal import EmbeddedTemporal
 from tests.houses import House, open_house
 from tests.processes import worker_process
@@ -76,6 +78,68 @@ async def test_a_worker_told_to_stop_drains_and_takes_its_row_away(
             assert await _workers_alive(house) == 0
             answer = await house.order("k-1", {"tea": 1})
             assert answer.status_code in (422, 503)
+
+
+async def _owners(house: House) -> Counter[str]:
+    return Counter(owner for [owner] in await house.sql("SELECT owner FROM outbox_shards WHERE owner IS NOT NULL"))
+
+
+async def test_relays_spread_over_the_workers_and_move_when_one_dies(
+    database_url: str, client: Client, installation: str, temporal: EmbeddedTemporal, tmp_path: Path, receiver: Receiver
+) -> None:
+    async with open_house(database_url, client, installation, worker=False) as house:
+        log = tmp_path / "worker.log"
+        await house.webhook("shop", receiver.url)
+        with worker_process(house.settings, temporal.address, log) as first:
+            await eventually(lambda: _carried_by(house, [SHARDS]))
+            with worker_process(house.settings, temporal.address, log):
+                await eventually(lambda: _carried_by(house, [SHARDS // 2, SHARDS // 2]), 30)
+                first.send_signal(signal.SIGKILL)
+                await eventually(lambda: _carried_by(house, [SHARDS]), 30)
+                skus = [f"sku-{number}" for number in range(20)]
+                await asyncio.gather(*(house.product(sku, 1) for sku in skus))
+
+                async def arrived() -> bool:
+                    return {each.event["subject"] for each in receiver.accepted} == set(skus)
+
+                await eventually(arrived)
+
+
+async def _carried_by(house: House, shards: list[int]) -> bool:
+    return sorted((await _owners(house)).values()) == shards
+
+
+async def test_a_worker_that_drains_sends_nothing_twice(
+    database_url: str, client: Client, installation: str, temporal: EmbeddedTemporal, tmp_path: Path, receiver: Receiver
+) -> None:
+    receiver.answer_seconds = 0.2
+    async with open_house(database_url, client, installation, worker=False) as house:
+        log = tmp_path / "worker.log"
+        await house.webhook("shop", receiver.url)
+        for number in range(5):  # five events in each of forty lanes
+            puts = (
+                house.call("PUT", f"/api/admin/products/sku-{sku}", {"name": "x", "stock": number + 1})
+                for sku in range(40)
+            )
+            await asyncio.gather(*puts)
+        with worker_process(house.settings, temporal.address, log) as first:
+
+            async def under_way() -> bool:
+                return len(receiver.requests) > 30
+
+            await eventually(under_way)
+            first.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(first.wait, 10) == 0
+            assert len(receiver.requests) < 200
+            with worker_process(house.settings, temporal.address, log):
+
+                async def all_arrived() -> bool:
+                    return len(receiver.accepted) >= 200
+
+                await eventually(all_arrived, 30)
+        ids = Counter(each.headers["webhook-id"] for each in receiver.requests)
+        assert len(ids) == 200
+        assert set(ids.values()) == {1}
 
 
 async def test_postgresql_stopped_and_started_under_load_loses_no_accepted_order(

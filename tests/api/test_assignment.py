@@ -182,9 +182,7 @@ async def test_a_route_is_all_or_nothing_unless_partial(house: House) -> None:
     refused = await house.call("POST", "/api/admin/routes", {"courierId": "ada", "deliveryIds": ids[:3]})
     assert (refused.status_code, refused.json()["holder"]) == (409, "bob")
     assert (await house.get("/api/couriers/ada"))["load"] == 0
-    some = await house.call(
-        "POST", "/api/admin/routes", {"courierId": "ada", "deliveryIds": ids[:3], "partial": True}
-    )
+    some = await house.call("POST", "/api/admin/routes", {"courierId": "ada", "deliveryIds": ids[:3], "partial": True})
     assert some.json()["assigned"] == ids[1:3]
     assert [each["holder"] for each in some.json()["conflicts"]] == ["bob"]
     too_much = await house.call("POST", "/api/admin/routes", {"courierId": "bob", "deliveryIds": ids})
