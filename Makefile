@@ -4,13 +4,16 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up psql receiver test check lock clean
+.PHONY: help up demo psql receiver test check lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Temporal, workers, API, console (Ctrl-C stops it)
 	@exec .venv/bin/python -m local.up
+
+demo: .venv/demo.stamp ## Drive 500 real shopping baskets through the running stack (ARGS="--baskets 100 --seed 2")
+	@exec .venv/bin/python -m local.demo $(ARGS)
 
 psql: .venv/run.stamp ## Open psql on the running stack's database (ARGS="-c 'select 1'")
 	@exec .venv/bin/python -m local.psql $(ARGS)
@@ -28,9 +31,10 @@ check: .venv/dev.stamp ## Check format, lint, types and import rules
 	.venv/bin/lint-imports --no-logo
 
 lock: .venv/dev.stamp ## Re-make requirements/*.txt from *.in (ARGS=--upgrade for the latest versions)
-	cd requirements && for name in run dev; do \
+	cd requirements && for name in run dev "demo --no-deps"; do \
+		set -- $$name; \
 		../.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-			--no-emit-index-url --no-emit-find-links --no-header $(ARGS) $$name.in -o $$name.txt || exit 1; \
+			--no-emit-index-url --no-emit-find-links --no-header $(ARGS) $$2 $$1.in -o $$1.txt || exit 1; \
 	done
 
 clean: ## Remove .venv (the data dir stays)
@@ -48,7 +52,7 @@ define install
 	@umask 022 && { .venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv; }
 	@echo 'Installing $(1) into .venv' >&2
 	@umask 022 && .venv/bin/python -m pip --disable-pip-version-check --no-input \
-		install -qq --require-hashes -r $(1)
+		install -qq --require-hashes $(2) -r $(1)
 endef
 
 .venv/run.stamp: requirements/run.txt
@@ -59,3 +63,7 @@ endef
 .venv/dev.stamp: requirements/dev.txt
 	$(call install,requirements/dev.txt)
 	@touch .venv/run.stamp $@
+
+.venv/demo.stamp: requirements/demo.txt .venv/run.stamp
+	$(call install,requirements/demo.txt,--no-deps)
+	@touch $@

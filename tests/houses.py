@@ -104,6 +104,36 @@ class House:
         assert order is not None
         return order
 
+    async def confirmed(self, key: str, **body: Any) -> str:
+        """The id of a confirmed order's delivery: one tea."""
+        order_id = await self.reserved(key, {"tea": 1}, **body)
+        response = await self.call("POST", f"/api/orders/{order_id}/confirm", role="client")
+        assert response.status_code == 200, response.text
+        return str(response.json()["deliveryId"])
+
+    async def courier(self, courier_id: str, **more: Any) -> None:
+        """Put a courier of capacity 3 online in the zone that orders go to."""
+        body = {"zone": "north", "lat": 52.52, "lng": 13.40, "capacity": 3, "online": True, **more}
+        response = await self.call("PUT", f"/api/couriers/{courier_id}", body, role="courier")
+        assert response.status_code in (200, 201), response.text
+
+    async def act(self, delivery_id: str, action: str, courier_id: str) -> httpx.Response:
+        """What a courier does with a delivery."""
+        return await self.call(
+            "POST", f"/api/deliveries/{delivery_id}/{action}", {"courierId": courier_id}, role="courier"
+        )
+
+    async def delivery_becomes(self, delivery_id: str, status: str) -> dict[str, Any]:
+        """Wait for a delivery's status; answer the delivery."""
+
+        async def reached() -> dict[str, Any] | None:
+            delivery: dict[str, Any] = await self.get(f"/api/deliveries/{delivery_id}")
+            return delivery if delivery["status"] == status else None
+
+        delivery = await eventually(reached, 15)
+        assert delivery is not None
+        return delivery
+
     async def invariants_hold(self) -> None:
         """Assert every promise, and that no counter drifted."""
         invariants = await self.get("/api/admin/ops/invariants")

@@ -16,20 +16,6 @@ from tests.waiting import eventually
 HERE = {"lat": 52.52, "lng": 13.40}
 
 
-async def courier(house: House, courier_id: str, **more: Any) -> None:
-    body = {"zone": "north", **HERE, "capacity": 3, "online": True, **more}
-    answer = await house.call("PUT", f"/api/couriers/{courier_id}", body, role="courier")
-    assert answer.status_code in (200, 201), answer.text
-
-
-async def confirmed(house: House, key: str, **body: Any) -> str:
-    """The id of a confirmed order's delivery."""
-    order_id = await house.reserved(key, {"tea": 1}, **body)
-    answer = await house.call("POST", f"/api/orders/{order_id}/confirm", role="client")
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["deliveryId"])
-
-
 async def by_hand(house: House, **patch: Any) -> None:
     """Let only people assign in the zone."""
     answer = await house.call(
@@ -38,36 +24,20 @@ async def by_hand(house: House, **patch: Any) -> None:
     assert answer.status_code == 200, answer.text
 
 
-async def act(house: House, delivery_id: str, action: str, courier_id: str) -> httpx.Response:
-    return await house.call(
-        "POST", f"/api/deliveries/{delivery_id}/{action}", {"courierId": courier_id}, role="courier"
-    )
-
-
-async def delivery_becomes(house: House, delivery_id: str, status: str) -> dict[str, Any]:
-    async def reached() -> dict[str, Any] | None:
-        delivery: dict[str, Any] = await house.get(f"/api/deliveries/{delivery_id}")
-        return delivery if delivery["status"] == status else None
-
-    delivery = await eventually(reached, 15)
-    assert delivery is not None
-    return delivery
-
-
 async def test_an_order_goes_to_the_door_and_its_receiver_reads_the_whole_story(
     house: House, receiver: Receiver
 ) -> None:
     await house.webhook("shop", receiver.url)
     await house.product("tea", 5)
-    await courier(house, "ada")
-    delivery_id = await confirmed(house, "k-1")
-    assert (await delivery_becomes(house, delivery_id, "ASSIGNED"))["courierId"] == "ada"
+    await house.courier("ada")
+    delivery_id = await house.confirmed("k-1")
+    assert (await house.delivery_becomes(delivery_id, "ASSIGNED"))["courierId"] == "ada"
     assert (await house.get("/api/couriers/ada"))["load"] == 1
     assert [each["deliveryId"] for each in (await house.get("/api/couriers/ada/deliveries"))["items"]] == [delivery_id]
 
     for action, status in (("accept", "ASSIGNED"), ("pickup", "PICKED_UP"), ("complete", "DELIVERED")):
         for _ in range(2):
-            answer = await act(house, delivery_id, action, "ada")
+            answer = await house.act(delivery_id, action, "ada")
             assert (answer.status_code, answer.json()["status"]) == (200, status), answer.text
     order = await house.get(f"/api/orders/{answer.json()['orderId']}")
     assert (order["status"], order["delivery"]) == ("DELIVERED", {"status": "DELIVERED", "courierId": "ada"})
@@ -105,16 +75,16 @@ async def test_a_delivery_later_than_promised_is_marked_late_once(
     async with open_house(database_url, client, installation, promise_seconds=1) as house:
         await house.webhook("shop", receiver.url)
         await house.product("tea", 5)
-        delivery_id = await confirmed(house, "k-1")
+        delivery_id = await house.confirmed("k-1")
 
         async def late() -> bool:
             return bool((await house.get(f"/api/deliveries/{delivery_id}"))["late"])
 
         await eventually(late)
-        await courier(house, "ada")
-        await delivery_becomes(house, delivery_id, "ASSIGNED")
-        await act(house, delivery_id, "pickup", "ada")
-        done = (await act(house, delivery_id, "complete", "ada")).json()
+        await house.courier("ada")
+        await house.delivery_becomes(delivery_id, "ASSIGNED")
+        await house.act(delivery_id, "pickup", "ada")
+        done = (await house.act(delivery_id, "complete", "ada")).json()
         assert done["late"]
         types = ["order.reserved", "order.confirmed", "delivery.requested", "delivery.late", "delivery.assigned"]
         await receiver.got(*types, "delivery.picked_up", "order.delivered", lane=done["orderId"])
@@ -123,8 +93,8 @@ async def test_a_delivery_later_than_promised_is_marked_late_once(
 async def test_16_hands_give_10_deliveries_to_8_couriers_of_capacity_3(house: House) -> None:
     await house.product("tea", 50)
     await by_hand(house)
-    deliveries = await asyncio.gather(*(confirmed(house, f"k-{number}") for number in range(10)))
-    await asyncio.gather(*(courier(house, f"c-{number}") for number in range(8)))
+    deliveries = await asyncio.gather(*(house.confirmed(f"k-{number}") for number in range(10)))
+    await asyncio.gather(*(house.courier(f"c-{number}") for number in range(8)))
 
     async def hand(number: int) -> list[httpx.Response]:
         order = deliveries[number % 10 :] + deliveries[: number % 10]
@@ -155,14 +125,14 @@ async def test_16_hands_give_10_deliveries_to_8_couriers_of_capacity_3(house: Ho
 
 async def test_manual_wins_over_rounds_and_pins(house: House) -> None:
     await house.product("tea", 5)
-    await courier(house, "ada", online=False)
-    await courier(house, "bob")
-    delivery_id = await confirmed(house, "k-1")
-    await delivery_becomes(house, delivery_id, "ASSIGNED")
+    await house.courier("ada", online=False)
+    await house.courier("bob")
+    delivery_id = await house.confirmed("k-1")
+    await house.delivery_becomes(delivery_id, "ASSIGNED")
     same = await house.call("POST", "/api/admin/assignments", {"deliveryId": delivery_id, "courierId": "bob"})
     assert (same.status_code, same.json()["pinned"]) == (200, True)
     offline = await house.call(
-        "POST", "/api/admin/assignments", {"deliveryId": await confirmed(house, "k-2"), "courierId": "ada"}
+        "POST", "/api/admin/assignments", {"deliveryId": await house.confirmed("k-2"), "courierId": "ada"}
     )
     assert (offline.status_code, offline.json()["type"]) in (
         (409, "/problems/courier-unavailable"),
@@ -175,9 +145,9 @@ async def test_manual_wins_over_rounds_and_pins(house: House) -> None:
 async def test_a_route_is_all_or_nothing_unless_partial(house: House) -> None:
     await house.product("tea", 9)
     await by_hand(house)
-    ids = [await confirmed(house, f"k-{number}") for number in range(4)]
-    await courier(house, "ada")
-    await courier(house, "bob")
+    ids = [await house.confirmed(f"k-{number}") for number in range(4)]
+    await house.courier("ada")
+    await house.courier("bob")
     await house.call("POST", "/api/admin/assignments", {"deliveryId": ids[0], "courierId": "bob"})
     refused = await house.call("POST", "/api/admin/routes", {"courierId": "ada", "deliveryIds": ids[:3]})
     assert (refused.status_code, refused.json()["holder"]) == (409, "bob")
@@ -194,15 +164,15 @@ async def test_a_route_is_all_or_nothing_unless_partial(house: House) -> None:
 
 async def test_a_declined_courier_is_not_asked_again_for_that_delivery(house: House) -> None:
     await house.product("tea", 5)
-    await courier(house, "ada")
-    delivery_id = await confirmed(house, "k-1")
-    await delivery_becomes(house, delivery_id, "ASSIGNED")
+    await house.courier("ada")
+    delivery_id = await house.confirmed("k-1")
+    await house.delivery_becomes(delivery_id, "ASSIGNED")
     for _ in range(2):
-        declined = await act(house, delivery_id, "decline", "ada")
+        declined = await house.act(delivery_id, "decline", "ada")
         assert (declined.status_code, declined.json()["status"], declined.json()["courierId"]) == (200, "PENDING", None)
-    await courier(house, "bob", lat=53.5)
-    assert (await delivery_becomes(house, delivery_id, "ASSIGNED"))["courierId"] == "bob"
-    late = await act(house, delivery_id, "accept", "ada")
+    await house.courier("bob", lat=53.5)
+    assert (await house.delivery_becomes(delivery_id, "ASSIGNED"))["courierId"] == "bob"
+    late = await house.act(delivery_id, "accept", "ada")
     assert (late.status_code, late.json()["holder"]) == (409, "bob")
     assert await house.metric('ops_assignment_conflicts_total{kind="late_accept",source="courier"}') == 1
     await house.invariants_hold()
@@ -210,23 +180,23 @@ async def test_a_declined_courier_is_not_asked_again_for_that_delivery(house: Ho
 
 async def test_a_cancelled_order_frees_its_courier(house: House) -> None:
     await house.product("tea", 5)
-    await courier(house, "ada")
-    delivery_id = await confirmed(house, "k-1")
-    delivery = await delivery_becomes(house, delivery_id, "ASSIGNED")
+    await house.courier("ada")
+    delivery_id = await house.confirmed("k-1")
+    delivery = await house.delivery_becomes(delivery_id, "ASSIGNED")
     answer = await house.call("POST", f"/api/orders/{delivery['orderId']}/cancel", role="client")
     assert answer.json()["status"] == "CANCELLED"
     assert (await house.get("/api/couriers/ada"))["load"] == 0
-    assert (await act(house, delivery_id, "pickup", "ada")).status_code == 409
+    assert (await house.act(delivery_id, "pickup", "ada")).status_code == 409
     await house.invariants_hold()
 
 
 async def test_cancel_racing_pickup_has_one_winner(house: House) -> None:
     await house.product("tea", 50)
-    await courier(house, "ada", capacity=20)
-    ids = await asyncio.gather(*(confirmed(house, f"k-{number}") for number in range(20)))
-    orders = [(await delivery_becomes(house, each, "ASSIGNED"))["orderId"] for each in ids]
+    await house.courier("ada", capacity=20)
+    ids = await asyncio.gather(*(house.confirmed(f"k-{number}") for number in range(20)))
+    orders = [(await house.delivery_becomes(each, "ASSIGNED"))["orderId"] for each in ids]
     answers = await asyncio.gather(
-        *(act(house, each, "pickup", "ada") for each in ids),
+        *(house.act(each, "pickup", "ada") for each in ids),
         *(house.call("POST", f"/api/orders/{each}/cancel", role="client") for each in orders),
     )
     for picked, cancelled in zip(answers[:20], answers[20:], strict=True):
@@ -236,8 +206,8 @@ async def test_cancel_racing_pickup_has_one_winner(house: House) -> None:
 
 async def test_a_burst_of_200_deliveries_costs_half_a_dispatch_event_each(house: House) -> None:
     await house.product("tea", 200)
-    await asyncio.gather(*(courier(house, f"c-{number}", capacity=20) for number in range(12)))
-    await asyncio.gather(*(confirmed(house, f"k-{number}") for number in range(200)))
+    await asyncio.gather(*(house.courier(f"c-{number}", capacity=20) for number in range(12)))
+    await asyncio.gather(*(house.confirmed(f"k-{number}") for number in range(200)))
 
     async def all_assigned() -> bool:
         return await house.metric("ops_assignment_pending_deliveries") == 0
@@ -271,12 +241,12 @@ async def test_a_zones_knobs_are_changed_live_and_audited(house: House) -> None:
 async def test_a_round_can_be_asked_for(house: House) -> None:
     await house.product("tea", 5)
     await by_hand(house)
-    delivery_id = await confirmed(house, "k-1")
-    await courier(house, "ada")
+    delivery_id = await house.confirmed("k-1")
+    await house.courier("ada")
     await house.sql("UPDATE zones SET mode = 'auto'")
     answer = await house.call("POST", "/api/admin/ops/assignment/run", {"zone": "north"})
     assert answer.status_code == 200
-    await delivery_becomes(house, delivery_id, "ASSIGNED")
+    await house.delivery_becomes(delivery_id, "ASSIGNED")
 
 
 @pytest.mark.parametrize("bad", [{"capacity": 0}, {"lat": 91}, {"zone": ""}, {"online": "yes"}, {"colour": 1}], ids=str)
@@ -289,6 +259,6 @@ async def test_a_courier_that_cannot_be_is_422(house: House, bad: dict[str, Any]
 async def test_couriers_and_deliveries_that_are_not_there_are_404(house: House) -> None:
     for path in ("/api/couriers/x", "/api/couriers/x/deliveries", "/api/deliveries/x"):
         assert (await house.call("GET", path)).status_code == 404
-    assert (await act(house, "x", "pickup", "ada")).status_code == 404
-    assert (await act(house, "x", "complete", "ada")).status_code == 404
-    assert (await act(house, "x", "juggle", "ada")).status_code in (404, 422)
+    assert (await house.act("x", "pickup", "ada")).status_code == 404
+    assert (await house.act("x", "complete", "ada")).status_code == 404
+    assert (await house.act("x", "juggle", "ada")).status_code in (404, 422)

@@ -160,12 +160,13 @@ async def test_a_cancel_gives_the_stock_back_also_after_confirm(house: House, re
 
 async def test_a_picked_up_order_cannot_be_cancelled(house: House) -> None:
     await house.product("tea", 5)
-    order_id = await house.reserved("k-1", {"tea": 2})
-    await _command(house, order_id, "confirm")
-    await house.sql("UPDATE deliveries SET status = 'PICKED_UP'")
+    await house.courier("ada")
+    delivery_id = await house.confirmed("k-1")
+    order_id = (await house.delivery_becomes(delivery_id, "ASSIGNED"))["orderId"]
+    assert (await house.act(delivery_id, "pickup", "ada")).status_code == 200
     answer = await _command(house, order_id, "cancel")
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/already-picked-up")
-    assert await house.stock("tea") == (3, 0)
+    assert await house.stock("tea") == (4, 0)
     await house.invariants_hold()
 
 

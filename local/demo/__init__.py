@@ -1,0 +1,1 @@
+"""`make demo`: a real shopping-basket trace, driven through a running stack's API."""
