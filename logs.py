@@ -31,7 +31,7 @@ def configure_logs(process: str) -> None:
     ]
     in_terminal = sys.stderr.isatty()
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if in_terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )

@@ -14,6 +14,10 @@ from pathlib import Path
 _INSTALLATION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
+EX_CONFIG = 78
+"""Exit code (sysexits.h) of a process that no restart mends; `make up` then stops and shows the reason."""
+
+
 class SettingsError(Exception):
     """A variable is missing or malformed; the message is one sentence that names it."""
 
@@ -36,8 +40,8 @@ class Settings:
     """`host:port` of an existing Temporal; the client's other settings are the SDK's own `TEMPORAL_*` variables."""
     temporal_embedded: bool = False
     """The server is `make up`'s own (which sets this): the user's Temporal config file is not for it."""
-    temporal_ui_url: str = "http://127.0.0.1:8233"
-    temporal_namespace: str = "default"
+    temporal_ui_url: str | None = "http://127.0.0.1:8233"
+    """None: an existing Temporal whose UI nobody named, so that links to it are null."""
     installation: str = "waybill"
     workers: int = 1
     worker_metrics_port: int = 9100
@@ -65,6 +69,8 @@ class Settings:
                 f"WAYBILL_INSTALLATION is {installation!r}: it takes 1 to 32 of a-z, 0-9 and '-', not '-' first."
             )
         database_url = _text(env, "WAYBILL_DATABASE_URL")
+        embedded_ui = None if _text(env, "TEMPORAL_ADDRESS") else f"http://127.0.0.1:{ui_port}"
+        ui_url = _text(env, "WAYBILL_TEMPORAL_UI_URL") or embedded_ui
         return cls(
             api_host=_text(env, "WAYBILL_API_HOST") or "127.0.0.1",
             api_port=_integer(env, "WAYBILL_API_PORT", 8000, 1, 65535),
@@ -76,8 +82,7 @@ class Settings:
             database_owner_url=_text(env, "WAYBILL_DATABASE_OWNER_URL") or database_url,
             temporal_address=_text(env, "TEMPORAL_ADDRESS"),
             temporal_embedded=_flag(env, "WAYBILL_TEMPORAL_EMBEDDED") or False,
-            temporal_ui_url=(_text(env, "WAYBILL_TEMPORAL_UI_URL") or f"http://127.0.0.1:{ui_port}").rstrip("/"),
-            temporal_namespace=_text(env, "TEMPORAL_NAMESPACE") or "default",
+            temporal_ui_url=ui_url.rstrip("/") if ui_url else None,
             installation=installation,
             workers=_integer(env, "WAYBILL_WORKERS", 1, 1, 64),
             worker_metrics_port=_integer(env, "WAYBILL_WORKER_METRICS_PORT", 9100, 1, 65535),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from datetime import timedelta
 import structlog
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.assignment import AssignmentActivities, solver_pool
@@ -28,7 +30,7 @@ from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engin
 from domain.ids import Names
 from domain.outbox import SHARDS, SinkKind
 from logs import configure_logs
-from settings import Settings, SettingsError
+from settings import EX_CONFIG, Settings, SettingsError
 from sinks import Sink
 from sinks.webhook import WebhookSink
 from sinks.workflow import WorkflowSink
@@ -40,8 +42,6 @@ from workflows.outbox import OutboxFailureWorkflow, OutboxRelayWorkflow
 
 log = structlog.get_logger(__name__)
 
-EX_CONFIG = 78
-"""Exit code (sysexits.h) for what no restart mends; `make up` then stops and shows the reason."""
 _HEARTBEAT_SECONDS = 1.0
 _DRAIN = timedelta(seconds=6)
 
@@ -61,7 +61,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
 
     Raises WrongInstallation where the database is not this installation's.
     """
-    worker_id = f"{socket.gethostname()}-{os.getpid()}"
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"  # containers share names and pids
     database = Database(create_engine(settings.database_url or "", name=worker_id))
     names = Names(settings.installation)
     async with AsyncExitStack() as stack:
@@ -104,13 +104,23 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
             max_concurrent_activities=SHARDS,
             graceful_shutdown_timeout=_DRAIN,
         )
-        await stack.enter_async_context(main)
-        await stack.enter_async_context(relays)
+        await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
         await ensure_standing(client, names, sweep_seconds=settings.sweep_seconds)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id
         log.info("worker drains", worker_id=worker_id)
+
+
+@asynccontextmanager
+async def _running(*workers: Worker) -> AsyncIterator[None]:
+    """Run the workers until the block ends; then they drain side by side, within one time limit."""
+    for worker in workers:
+        await worker.__aenter__()
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(worker.__aexit__(None, None, None) for worker in workers))
 
 
 @asynccontextmanager
@@ -162,7 +172,7 @@ def main() -> None:
     except (SettingsError, WrongInstallation) as error:
         log.error(str(error))
         sys.exit(EX_CONFIG)
-    except (*DATABASE_ERRORS, RuntimeError) as error:
+    except (*DATABASE_ERRORS, RPCError, RuntimeError) as error:
         log.error("worker cannot run", error=str(error))
         sys.exit(1)
 

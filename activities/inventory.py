@@ -9,7 +9,6 @@ from temporalio import activity
 from db import order as orders
 from db.engine import Database
 from db.inventory import drift, holds
-from domain.order import OrderStatus
 
 _SWEEP_BATCH = 200
 
@@ -28,18 +27,12 @@ class InventoryActivities:
         while True:
             async with self._database.read() as connection:
                 overdue = await holds.overdue_orders(connection, self._sweep_grace_seconds, _SWEEP_BATCH)
-            ended = 0
             for order_id in overdue:
-                ended += await self._sweep(order_id)
-                activity.heartbeat(swept + ended)
-            swept += ended
-            # A batch of which nothing could be ended would come back for ever.
-            if not ended:
+                await self._database.transact(partial(orders.expire, order_id=order_id, outside=True))
+                activity.heartbeat(swept)
+            swept += len(overdue)
+            if len(overdue) < _SWEEP_BATCH:
                 return swept
-
-    async def _sweep(self, order_id: str) -> bool:
-        state = await self._database.transact(lambda connection: orders.expire(connection, order_id, outside=True))
-        return state.stage is OrderStatus.EXPIRED
 
     @activity.defn
     async def reconcile(self, operation_id: str) -> int:

@@ -9,7 +9,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from db import order as orders
-from db.engine import Database
+from db.engine import DATABASE_ERRORS, Database, error_code
 from domain.order import NewOrder, OrderState
 
 
@@ -55,3 +55,6 @@ class OrderActivities:
             return await self._database.transact(work)
         except orders.OrderMissing as error:
             raise ApplicationError(f"there is no order {error}", type="OrderMissing", non_retryable=True) from error
+        except DATABASE_ERRORS as error:
+            # PostgreSQL quotes values in its errors; Temporal keeps what it is told, and an order holds an address.
+            raise ApplicationError(f"the database refused: {error_code(error)}", type="DatabaseError") from None

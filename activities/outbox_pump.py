@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import structlog
@@ -15,21 +15,25 @@ from db.engine import Database
 from db.outbox import relay
 from db.outbox.relay import Claimed, Delivered
 from domain.outbox import Endpoint, ErrorClass, breaker_delay_seconds, retry_delay_seconds
-from sinks import SendFailed, Sink
+from sinks import SendFailed, Sink, deliver
 
 log = structlog.get_logger(__name__)
 
-EVIDENCE_SECONDS = 60.0
+EVIDENCE_SECONDS = 10.0
 """A failure that may be anybody's is the event's when another lane's event passed there within this time."""
+SUSPECT_LANES = 5
+"""So many lanes failing one after the other, and nothing passing between, are the endpoint's fault all the same."""
 WINDOW = 200
 """Messages of one endpoint and shard that are claimed at a time."""
 _PARALLEL_SENDS = 64
+_LANE_WINDOW = 8
+"""Of one lane: a long one leaves room for the others."""
 _PROBE_CHOICE = 20
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Failed:
     claimed: Claimed
     error: SendFailed
@@ -41,15 +45,14 @@ class Pump:
     Lanes are tasks; everything that touches the rows happens in `run`, one step after the other.
     """
 
-    def __init__(
-        self, database: Database, sink: Sink, endpoint: Endpoint, shard: int, epoch: int, stop: asyncio.Event
-    ) -> None:
+    def __init__(self, database: Database, sink: Sink, endpoint: Endpoint, shard: int, epoch: int) -> None:
         self._database = database
         self._sink = sink
-        self._endpoint = endpoint
+        self.endpoint = endpoint
+        """As it is now: whoever watches the endpoints puts the newest here."""
         self._shard = shard
         self._epoch = epoch
-        self._stop = stop
+        self._stopped = False
         self._in_flight: dict[int, Claimed] = {}
         """By position: claimed and not yet settled or given back."""
         self._queued: dict[str, deque[Claimed]] = {}
@@ -58,15 +61,25 @@ class Pump:
         self._outcomes: asyncio.Queue[Delivered | _Failed | None] = asyncio.Queue()
         self._sending = asyncio.Semaphore(_PARALLEL_SENDS)
         self._undecided: list[_Failed] = []
-        self._passed: deque[str] = deque(maxlen=2)
-        """The last two lanes, different ones, of which something passed."""
+        self._passed: dict[str, float] = {}
+        """When something passed, for the last two lanes of which something did."""
+        self._suspect: set[str] = set()
+        """Lanes that failed in doubt since anything passed."""
         self._broken: _Failed | None = None
+
+    def stop(self) -> None:
+        """Claim and begin no more; what is being sent ends and is settled."""
+        self._stopped = True
 
     async def run(self) -> None:
         """Pump. Raises StaleEpoch when another relay has the shard."""
-        if self._endpoint.probing:
+        if self.endpoint.probing:
             await self._probe()
-            return
+        else:
+            await self._stream()
+        await self._database.transact(self._let_go)
+
+    async def _stream(self) -> None:
         try:
             await self._fill()
             while self._tasks or not self._outcomes.empty():
@@ -83,7 +96,7 @@ class Pump:
 
     async def _fill(self) -> None:
         """Claim more when the window has room, and set lanes going."""
-        if self._broken or self._stop.is_set() or len(self._in_flight) > WINDOW // 2:
+        if self._broken or self._stopped or len(self._in_flight) > WINDOW // 2:
             return
         for claimed in await self._claim(WINDOW - len(self._in_flight)):
             self._in_flight[claimed.message.position] = claimed
@@ -96,15 +109,20 @@ class Pump:
 
     async def _claim(self, limit: int) -> list[Claimed]:
         """Claim rows; those behind a failing message of their lane are parked instead."""
+        lanes = Counter(claimed.message.lane for claimed in self._in_flight.values())
+        window = relay.Window(
+            in_flight=list(self._in_flight),
+            full_lanes=[lane for lane, count in lanes.items() if count >= _LANE_WINDOW],
+            lane_limit=_LANE_WINDOW,
+            limit=limit,
+        )
         claimed = await self._database.transact(
-            lambda connection: relay.claim(
-                connection, self._shard, self._endpoint.endpoint_id, self._epoch, list(self._in_flight), limit
-            )
+            lambda connection: relay.claim(connection, self._shard, self.endpoint.endpoint_id, self._epoch, window)
         )
         blocked = [each.message for each in claimed if each.lane_blocked]
         if blocked:
             await self._database.transact(
-                lambda connection: relay.park(connection, self._shard, self._endpoint.endpoint_id, blocked)
+                lambda connection: relay.park(connection, self._shard, self.endpoint.endpoint_id, blocked)
             )
         return [each for each in claimed if not each.lane_blocked]
 
@@ -112,7 +130,7 @@ class Pump:
         """Send a lane's messages one after the other, until one fails."""
         queue = self._queued[lane]
         outcome: Delivered | _Failed | None = None
-        while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stop.is_set():
+        while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stopped:
             async with self._sending:
                 outcome = await self._send(queue.popleft())
             self._outcomes.put_nowait(outcome)
@@ -124,12 +142,9 @@ class Pump:
     async def _send(self, claimed: Claimed) -> Delivered | _Failed:
         began = time.monotonic()
         try:
-            await self._sink.send(self._endpoint, claimed.message)
+            await deliver(self._sink, self.endpoint, claimed.message)
         except SendFailed as error:
             return _Failed(claimed, error)
-        except Exception as error:  # what a sink did not foresee must not stop the other lanes
-            log.exception("a sink failed", endpoint=self._endpoint.name, event_id=claimed.message.event_id)
-            return _Failed(claimed, SendFailed(None, f"{type(error).__name__}: {error}"))
         return Delivered(claimed, (time.monotonic() - began) * 1000)
 
     async def _next_outcomes(self) -> list[Delivered | _Failed]:
@@ -145,55 +160,73 @@ class Pump:
     # --- ending
 
     async def _end(self, outcomes: list[Delivered | _Failed]) -> None:
-        """Settle what was delivered; take up what failed."""
+        """Settle what was delivered; take up what failed, in the order in which it came."""
         delivered = [outcome for outcome in outcomes if isinstance(outcome, Delivered)]
         if delivered:
             await self._settle(delivered)
         for outcome in outcomes:
-            if isinstance(outcome, _Failed):
-                if outcome.error.blame is ErrorClass.ENDPOINT:
-                    self._broken = self._broken or outcome
-                elif outcome.error.blame is ErrorClass.EVENT:
-                    await self._fail(outcome, ErrorClass.EVENT)
-                else:
-                    self._undecided.append(outcome)
+            if isinstance(outcome, Delivered):
+                self._suspect.clear()
+            elif outcome.error.blame is ErrorClass.ENDPOINT:
+                self._broken = self._broken or outcome
+            elif outcome.error.blame is ErrorClass.EVENT:
+                await self._fail(outcome, ErrorClass.EVENT)
+            else:
+                self._suspect.add(outcome.claimed.message.lane)
+                self._undecided.append(outcome)
 
     async def _settle(self, delivered: list[Delivered]) -> None:
         await self._database.transact(
-            lambda connection: relay.settle(connection, self._shard, self._endpoint.endpoint_id, self._epoch, delivered)
+            lambda connection: relay.settle(connection, self._shard, self.endpoint.endpoint_id, self._epoch, delivered)
         )
         for each in delivered:
             del self._in_flight[each.claimed.message.position]
-            if each.claimed.message.lane not in self._passed:
-                self._passed.append(each.claimed.message.lane)
+            self._passed.pop(each.claimed.message.lane, None)
+            self._passed[each.claimed.message.lane] = time.monotonic()
+        self._passed = dict(list(self._passed.items())[-2:])
 
     async def _judge(self) -> None:
         """Decide whose fault the doubtful failures are: the event's while other lanes pass, else the endpoint's."""
         waiting, self._undecided = self._undecided, []
         for failed in waiting:
-            if await self._others_pass(failed.claimed.message.lane):
+            if len(self._suspect) >= SUSPECT_LANES or self._broken:
+                self._undecided.append(failed)
+                self._broken = self._broken or failed
+            elif self._passed_elsewhere(failed.claimed.message.lane):
                 await self._fail(failed, ErrorClass.UNKNOWN)
-            elif self._tasks and not self._broken:
-                self._undecided.append(failed)  # the lanes still under way will tell
             else:
+                self._undecided.append(failed)
+        # While lanes are under way, they will tell. After them only what other shards saw is left to ask.
+        if self._undecided and not self._tasks and self._outcomes.empty() and not self._broken:
+            await self._judge_last()
+
+    async def _judge_last(self) -> None:
+        waiting, self._undecided = self._undecided, []
+        for failed in waiting:
+            async with self._database.read() as connection:
+                passed = await relay.others_pass(
+                    connection, self.endpoint.endpoint_id, failed.claimed.message.lane, EVIDENCE_SECONDS
+                )
+            if passed:
+                await self._fail(failed, ErrorClass.UNKNOWN)
+            else:
+                self._undecided.append(failed)
                 self._broken = self._broken or failed
 
-    async def _others_pass(self, lane: str) -> bool:
-        if any(passed != lane for passed in self._passed):
-            return True
-        async with self._database.read() as connection:
-            return await relay.others_pass(connection, self._endpoint.endpoint_id, lane, EVIDENCE_SECONDS)
+    def _passed_elsewhere(self, lane: str) -> bool:
+        now = time.monotonic()
+        return any(passed != lane and now - at < EVIDENCE_SECONDS for passed, at in self._passed.items())
 
     async def _fail(self, failed: _Failed, error_class: ErrorClass) -> None:
         """Take a message that failed for a reason of its own out of the way, and park what was claimed behind it."""
         message = failed.claimed.message
-        endpoint_id = self._endpoint.endpoint_id
+        endpoint_id = self.endpoint.endpoint_id
         delay_seconds = retry_delay_seconds(error_class, message.attempts + 1)
         behind = [claimed.message for claimed in self._queued.pop(message.lane, ())]
 
         async def work(connection: AsyncConnection) -> None:
             await relay.fail(
-                connection, endpoint_id, self._epoch, message, error_class, failed.error.detail, delay_seconds
+                connection, endpoint_id, self._epoch, message, error_class, failed.error.full, delay_seconds
             )
             if behind:
                 await relay.park(connection, self._shard, endpoint_id, behind)
@@ -204,7 +237,7 @@ class Pump:
         log.info(
             "message failed",
             event_id=message.event_id,
-            endpoint=self._endpoint.name,
+            endpoint=self.endpoint.name,
             error_class=error_class,
             error=failed.error.detail,
         )
@@ -218,27 +251,42 @@ class Pump:
             first_of_lane.setdefault(claimed.message.lane, claimed)
         if not first_of_lane:
             return
-        choice = list(first_of_lane.values())[self._endpoint.consecutive_failures % len(first_of_lane)]
+        choice = list(first_of_lane.values())[self.endpoint.consecutive_failures % len(first_of_lane)]
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:
             await self._open_breaker(outcome)
             return
-        endpoint_id = self._endpoint.endpoint_id
+        endpoint_id = self.endpoint.endpoint_id
         await self._database.transact(lambda connection: relay.close_breaker(connection, endpoint_id))
         await self._end([outcome])
-        log.info("endpoint answers again", endpoint=self._endpoint.name)
+        log.info("endpoint answers again", endpoint=self.endpoint.name)
+
+    async def _let_go(self, connection: AsyncConnection) -> None:
+        """Nothing is being sent any more. Doubtful attempts without a verdict are logged: they may have arrived."""
+        endpoint_id = self.endpoint.endpoint_id
+        await relay.drop_claim(connection, self._shard, endpoint_id, self._epoch)
+        if not self._broken:
+            for each in self._undecided:
+                position = each.claimed.message.position
+                await relay.log_attempt(connection, endpoint_id, position, ErrorClass.UNKNOWN, each.error.full)
 
     async def _open_breaker(self, failed: _Failed) -> None:
-        """Leave the endpoint's rows where they are, for a while; nobody's attempt is counted."""
-        delay_seconds = breaker_delay_seconds(self._endpoint.consecutive_failures + 1)
-        message, detail = failed.claimed.message, failed.error.detail
-        endpoint_id = self._endpoint.endpoint_id
+        """Leave the endpoint's rows where they are, for a while. Attempts are logged, nobody's is counted."""
+        endpoint, error = self.endpoint, failed.error
+        delay_seconds = breaker_delay_seconds(endpoint.consecutive_failures + 1)
 
         async def work(connection: AsyncConnection) -> None:
             await relay.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
-            await relay.log_attempt(connection, endpoint_id, message.position, ErrorClass.ENDPOINT, detail)
-            await relay.open_breaker(connection, self._endpoint, detail, delay_seconds)
+            for each in {failed, *self._undecided}:
+                await relay.log_attempt(
+                    connection,
+                    endpoint.endpoint_id,
+                    each.claimed.message.position,
+                    ErrorClass.ENDPOINT,
+                    each.error.full,
+                )
+            await relay.open_breaker(connection, endpoint, error.full, delay_seconds)
 
         await self._database.transact(work)
-        log.warning("endpoint fails", endpoint=self._endpoint.name, seconds=delay_seconds, error=detail)
+        log.warning("endpoint fails", endpoint=endpoint.name, seconds=delay_seconds, error=error.detail)

@@ -20,13 +20,11 @@ from api.services import Services
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from domain.ids import Names
 from logs import configure_logs
-from settings import Settings, SettingsError
+from settings import EX_CONFIG, Settings, SettingsError
 from workflows.client import connect
 
 log = structlog.get_logger(__name__)
 
-EX_CONFIG = 78
-"""Exit code (sysexits.h) for what no restart mends; `make up` then stops and shows the reason."""
 _DRAIN_SECONDS = 6
 _POOL_SIZE = 30
 
@@ -55,7 +53,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
             await database.close()
 
     # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.
-    app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for room in (order, inventory, outbox, assignment, ops):
         app.include_router(room.router)
     install_problem_handlers(app)

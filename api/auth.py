@@ -63,6 +63,8 @@ class Gate:
         except Problem as problem:
             await problem.response(scope["path"])(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         await self._app(scope, _limited(scope, receive), send)
 
     def _check(self, scope: Scope) -> None:
@@ -94,6 +96,15 @@ class Gate:
             if hmac.compare_digest(token, given):
                 found = role
         return found
+
+
+def _without_body(send: Send) -> Send:
+    """HEAD is GET of which only the head goes out."""
+
+    async def head_only(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return head_only
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:

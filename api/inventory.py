@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -24,7 +25,7 @@ from api.models import (
     big_integer,
     time,
 )
-from api.problems import conflict, not_found, unavailable
+from api.problems import Problem, conflict, not_found, unavailable
 from api.services import MISSING, RUNNING, Services, ServicesDep
 from db.inventory import drift, holds, products
 from db.inventory.holds import StuckReservation
@@ -131,21 +132,17 @@ def _show_stuck(services: Services, row: StuckReservation, status: str | None) -
     }
 
 
-class Sweep(Reasoned):
-    """The body of `POST …/reservations/sweep`; may be left out."""
-
-
 @router.post("/api/admin/ops/reservations/sweep", status_code=202)
-async def sweep(request: Request, services: ServicesDep, body: Sweep | None = None) -> dict[str, Any]:
+async def sweep(request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
     """End overdue holds beyond the grace now."""
     await services.require_worker()
     operation_id = new_id()
     reason = body.reason if body else None
+    workflow_id = services.names.sweep(operation_id)
+    await _start(services, SweepWorkflow.run, [], workflow_id)
     await services.database.transact(
         lambda connection: holds.record_sweep(connection, operation_id, actor=actor(request), reason=reason)
     )
-    workflow_id = services.names.sweep(operation_id)
-    await _start(services, SweepWorkflow.run, [], workflow_id)
     return {"operationId": operation_id, "workflow": services.workflow_link(workflow_id)}
 
 
@@ -216,7 +213,11 @@ async def reconcile(body: Reconcile, request: Request, services: ServicesDep) ->
             connection, operation_id, dry_run=body.dry_run, skus=body.skus, actor=actor(request), reason=body.reason
         )
     )
-    await _start(services, ReconcileWorkflow.run, [operation_id], services.names.reconcile(operation_id))
+    try:
+        await _start(services, ReconcileWorkflow.run, [operation_id], services.names.reconcile(operation_id))
+    except Problem:
+        await services.database.transact(partial(drift.fail_reconciliation, operation_id=operation_id))
+        raise
     return await get_reconciliation(operation_id, services)
 
 

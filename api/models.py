@@ -97,9 +97,18 @@ def _cursor(values: Sequence[Any]) -> str:
 
 
 def big_integer(text: str) -> int:
-    """An id that PostgreSQL can hold. Raises ValueError."""
+    """An id that PostgreSQL can hold in a `bigint`. Raises ValueError."""
+    return _integer_below(2**63, text)
+
+
+def integer(text: str) -> int:
+    """An id that PostgreSQL can hold in an `integer`. Raises ValueError."""
+    return _integer_below(2**31, text)
+
+
+def _integer_below(limit: int, text: str) -> int:
     value = int(text)
-    if not 0 <= value < 2**63:
+    if not 0 <= value < limit:
         raise ValueError("out of range")
     return value
 
@@ -107,8 +116,8 @@ def big_integer(text: str) -> int:
 def aware_time(text: str) -> datetime:
     """A time with its zone. Raises ValueError."""
     value = datetime.fromisoformat(text)
-    if value.tzinfo is None:
-        raise ValueError("no time zone")
+    if value.tzinfo is None or not 2000 <= value.year <= 3000:
+        raise ValueError("no time that a row can have")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
@@ -87,7 +87,7 @@ class StartOrder(Body):
         return NewOrder(
             order_id=order_id,
             # Of what was said, defaults left out: a default that changes between two tries is not another body.
-            request_hash=hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest(),
+            request_hash=hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest(),
             customer_id=self.customer_id,
             zone=self.zone,
             lines=[Line(line.sku, line.quantity) for line in self.lines],
@@ -145,20 +145,35 @@ async def _refuse_unknown_products(services: Services, order: NewOrder) -> None:
         raise invalid("unknown-sku", "There is no such product.", skus=unknown)
 
 
-async def _reserve(services: Services, order: NewOrder) -> None:
-    """Start the order's workflow, or join the one that runs, and wait until it has decided."""
-    start = WithStartWorkflowOperation(
-        OrderWorkflow.run,
-        order,
-        id=services.names.order(order.order_id),
-        task_queue=services.names.main_queue,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-        static_summary=f"{len(order.lines)} lines to zone {order.zone}",
-        search_attributes=TypedSearchAttributes(
+class _StartOptions(TypedDict):
+    id: str
+    task_queue: str
+    id_conflict_policy: WorkflowIDConflictPolicy
+    id_reuse_policy: WorkflowIDReusePolicy
+    static_summary: str
+    search_attributes: TypedSearchAttributes
+
+
+def _start_options(services: Services, order: NewOrder) -> _StartOptions:
+    """How an order's workflow is started, or the running one joined.
+
+    One that failed or was terminated is started again: its first step loads the row, where there is one. One that has
+    ended well is not: the row knows how.
+    """
+    return {
+        "id": services.names.order(order.order_id),
+        "task_queue": services.names.main_queue,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+        "static_summary": f"{len(order.lines)} lines to zone {order.zone}",
+        "search_attributes": TypedSearchAttributes(
             [SearchAttributePair(_STATUS, OrderStatus.RESERVED), SearchAttributePair(_ZONE, order.zone)]
         ),
-    )
+    }
+
+
+async def _reserve(services: Services, order: NewOrder) -> None:
+    """Have the order's workflow decide, and wait for that."""
     try:
         async with asyncio.timeout(DECISION_SECONDS):
             # One id for all copies of a request: Temporal lets only ten different updates wait at a time.
@@ -166,7 +181,9 @@ async def _reserve(services: Services, order: NewOrder) -> None:
                 OrderWorkflow.reserved,
                 order.request_hash,
                 id=f"reserved-{order.request_hash}",
-                start_workflow_operation=start,
+                start_workflow_operation=WithStartWorkflowOperation(
+                    OrderWorkflow.run, order, **_start_options(services, order)
+                ),
             )
     except WorkflowUpdateFailedError as error:
         if isinstance(error.cause, ApplicationError) and error.cause.type == "idempotency-key-reused":
@@ -209,6 +226,8 @@ async def _command(
     if possible(command, stage):
         await services.require_worker()
         state = await _update(services, row, command, hold_seconds)
+        if state is None and await _revive(services, order_id):
+            state = await _update(services, row, command, hold_seconds)
         row = await _read(services, order_id) or row
         if state is None:  # its workflow is closed, so the row has the answer
             stage = OrderStatus(row.status)
@@ -221,6 +240,23 @@ async def _command(
     if slug := refusal(command, stage):
         raise _refused(slug)
     return show_order(services, row)
+
+
+async def _revive(services: Services, order_id: str) -> bool:
+    """Where the row of an order is open and its workflow is gone, start that again from the row."""
+    async with services.database.read() as connection:
+        state = await orders.load_state(connection, order_id)
+        order = await orders.get_new_order(connection, order_id)
+    if not state.stage.open:
+        return False
+    try:
+        async with asyncio.timeout(DECISION_SECONDS):
+            await services.temporal.start_workflow(OrderWorkflow.run, order, **_start_options(services, order))
+    except WorkflowAlreadyStartedError:
+        return False  # it has ended well after all
+    except (TimeoutError, RPCError, RuntimeError) as error:
+        raise _pending(order_id) from error
+    return True
 
 
 async def _update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -10,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, StringConstraints
 from sqlalchemy import Row
 
-from api.models import LongText, Name, NeedsReason, Page, Reasoned, actor, aware_time, big_integer, time
+from api.models import LongText, Name, NeedsReason, Page, Reasoned, Text, actor, aware_time, big_integer, integer, time
 from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import endpoints, failures
@@ -42,7 +43,7 @@ class PutWebhook(Reasoned):
     """The body of `PUT /api/admin/webhooks/{name}`."""
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_printable)]
-    event_types: list[str] | None = None
+    event_types: list[Text] | None = None
     enabled: bool = True
 
 
@@ -78,7 +79,7 @@ async def get_webhook(name: str, services: ServicesDep) -> dict[str, Any]:
 @router.get("/webhooks")
 async def list_webhooks(services: ServicesDep, page: Annotated[Page, Depends()]) -> dict[str, Any]:
     """Webhooks, newest first."""
-    after = page.after(big_integer)
+    after = page.after(integer)
     async with services.database.read() as connection:
         rows = await endpoints.list_webhooks(connection, after[0] if after else None, page.limit + 1)
     return page.answer(rows, _show_webhook, lambda row: (row.endpoint_id,))
@@ -89,11 +90,15 @@ async def delete_webhook(
     name: str, request: Request, services: ServicesDep, reason: Annotated[LongText | None, Query()] = None
 ) -> Response:
     """End a webhook; what it had not received is dropped."""
-    deleted = await services.database.transact(
-        lambda connection: endpoints.delete_webhook(connection, name, actor=actor(request), reason=reason)
-    )
-    if not deleted:
+    endpoint_id = await services.database.transact(partial(endpoints.stop_webhook, name=name))
+    if endpoint_id is None:
         raise not_found("webhook")
+    dropped = 0
+    while more := await services.database.transact(partial(endpoints.drop_messages, endpoint_id=endpoint_id)):
+        dropped += more
+    await services.database.transact(
+        partial(endpoints.delete_webhook, name=name, dropped=dropped, actor=actor(request), reason=reason)
+    )
     return Response(status_code=204)
 
 
@@ -153,7 +158,7 @@ async def list_failures(
     """Messages that failed for reasons of their own, and what their workflows say."""
     given = {"event_type": event_type, "error_class": error_class, "sink": sink}
     filters = {name: str(value) for name, value in given.items() if value is not None}
-    after = page.after(aware_time, big_integer, big_integer)
+    after = page.after(aware_time, big_integer, integer)
     async with services.database.read() as connection:
         rows = await failures.list_failures(
             connection, status, filters, (after[0], after[1], after[2]) if after else None, page.limit + 1
@@ -191,11 +196,11 @@ def _show_failure(services: Services, row: Row[Any], workflow_id: str, workflow_
 async def get_event(event_id: str, services: ServicesDep) -> dict[str, Any]:
     """An event with its payload, and where each of its messages is."""
     try:
-        uuid.UUID(event_id)
+        event_uuid = str(uuid.UUID(event_id))
     except ValueError:
         raise not_found("event") from None
     async with services.database.read() as connection:
-        found = await failures.get_event(connection, event_id)
+        found = await failures.get_event(connection, event_uuid)
     if found is None:
         raise not_found("event")
     event, messages, attempts = found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from db.engine import DATABASE_ERRORS, is_passing
+from db.engine import DATABASE_ERRORS, error_code, is_passing
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ class Problem(Exception):
         self.members = dict(members or {})
         self.headers = dict(headers or {})
 
-    def response(self, instance: str) -> JSONResponse:
+    def response(self, instance: str) -> Response:
         """The problem as it goes out, for the resource that was called."""
         body = {
             "type": f"/problems/{self.slug}",
@@ -49,7 +50,9 @@ class Problem(Exception):
             "instance": instance,
             **self.members,
         }
-        return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
+        # ASCII: whatever a caller sent that finds its way in here can be written.
+        content = json.dumps(body, default=str)
+        return Response(content, self.status, self.headers, media_type="application/problem+json")
 
 
 def not_found(noun: str) -> Problem:
@@ -85,29 +88,29 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Turn everything that can be raised into a problem detail."""
 
     @app.exception_handler(Problem)
-    async def on_problem(request: Request, problem: Problem) -> JSONResponse:
-        return problem.response(request.url.path)
+    async def on_problem(request: Request, problem: Problem) -> Response:
+        return problem.response(request.scope["path"])
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
         slug, title = _HTTP_PROBLEMS.get(error.status_code, ("http-error", str(error.detail)))
-        return Problem(error.status_code, slug, title, headers=error.headers).response(request.url.path)
+        return Problem(error.status_code, slug, title, headers=error.headers).response(request.scope["path"])
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid_request(error).response(request.url.path)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return _invalid_request(error).response(request.scope["path"])
 
     @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unexpected error", path=request.url.path, exc_info=error)
-        return Problem(500, "internal-error", "Something went wrong on our side.").response(request.url.path)
+    async def on_bug(request: Request, error: Exception) -> Response:
+        log.error("unexpected error", path=request.scope["path"], exc_info=error)
+        return Problem(500, "internal-error", "Something went wrong on our side.").response(request.scope["path"])
 
-    async def on_database_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_database_error(request: Request, error: Exception) -> Response:
         if not is_passing(error):
             return await on_bug(request, error)
-        log.warning("database unavailable", path=request.url.path, error=str(error))
+        log.warning("database unavailable", path=request.scope["path"], error=error_code(error))
         problem = unavailable("database-unavailable", "The database does not answer at the moment.")
-        return problem.response(request.url.path)
+        return problem.response(request.scope["path"])
 
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, on_database_error)
@@ -123,7 +126,4 @@ def _invalid_request(error: RequestValidationError) -> Problem:
         for each in errors
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in told[:5])
-    printable = detail.encode("utf-8", "replace").decode()
-    for each in told:
-        each["where"] = each["where"].encode("utf-8", "replace").decode()
-    return Problem(422, "invalid-request", "The request is not valid.", printable, members={"errors": told})
+    return Problem(422, "invalid-request", "The request is not valid.", detail, members={"errors": told})

@@ -32,14 +32,16 @@ class Services:
     database: Database
     temporal: Client
     names: Names
-    temporal_ui_url: str
+    temporal_ui_url: str | None
     hold_seconds: int
     sweep_grace_seconds: int
     webhook_allow_private: bool
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def workflow_url(self, workflow_id: str) -> str:
-        """Where the Temporal UI shows a workflow."""
+    def workflow_url(self, workflow_id: str) -> str | None:
+        """Where the Temporal UI shows a workflow; None where nobody said where that is."""
+        if self.temporal_ui_url is None:
+            return None
         namespace = quote(self.temporal.namespace, safe="")
         return f"{self.temporal_ui_url}/namespaces/{namespace}/workflows/{quote(workflow_id, safe='')}"
 

@@ -26,7 +26,8 @@ _TRIES = 5
 _SERVER_SETTINGS = {
     "application_name": "waybill",
     "statement_timeout": "15000",
-    "lock_timeout": "5000",
+    # Below the local activities' 4 s: a copy of a transaction that waits is not started beside it.
+    "lock_timeout": "3000",
     "idle_in_transaction_session_timeout": "20000",
     "timezone": "UTC",
     # Queries here are short; compiling them costs more than it saves.
@@ -59,15 +60,30 @@ class WrongInstallation(Exception):
     """The database belongs to another installation, or to none; the message is one sentence."""
 
 
+def error_code(error: BaseException) -> str:
+    """What a database error may say in a log: its kind and SQLSTATE, never the values that PostgreSQL quotes."""
+    original = getattr(error, "orig", None) or error
+    return f"{type(original).__name__} {getattr(original, 'sqlstate', None) or ''}".strip()
+
+
 def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill") -> AsyncEngine:
-    """Make the process's connection pool for `postgresql://…`. Connects only when first used."""
+    """Make the process's connection pool. Connects only when first used.
+
+    `url` is `postgresql://…` with whatever asyncpg understands in it (`?sslmode=require`).
+    """
+    settings = {**_SERVER_SETTINGS, "application_name": name}
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(url, server_settings=settings, timeout=5)
+
     return create_async_engine(
-        url.replace("postgresql://", "postgresql+asyncpg://", 1),
+        "postgresql+asyncpg://",
+        async_creator=connect,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
-        connect_args={"server_settings": {**_SERVER_SETTINGS, "application_name": name}, "timeout": 5},
+        hide_parameters=True,
     )
 
 

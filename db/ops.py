@@ -105,7 +105,7 @@ _STATUS_COUNTS = text(
     "SELECT noun, status, CAST(sum(total) AS bigint) AS total FROM status_counts GROUP BY noun, status"
 )
 _BREAKERS = text("""
-    SELECT name, enabled AND open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
+    SELECT name, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
 """)
 _CONFLICTS = text("""
     SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts GROUP BY source, kind
@@ -152,7 +152,7 @@ _INVARIANTS: dict[str, str] = {
     "outbox_backlog": f"""
         SELECT m.position || '-' || m.endpoint_id FROM outbox_messages m JOIN outbox_endpoints e USING (endpoint_id)
         WHERE e.enabled AND e.open_until IS NULL
-            AND m.ready_at < now() - make_interval(secs => {OUTBOX_PATIENCE_SECONDS})""",
+            AND GREATEST(m.ready_at, e.reachable_since) < now() - make_interval(secs => {OUTBOX_PATIENCE_SECONDS})""",
     "one_live_assignment_a_delivery": """
         SELECT d.delivery_id FROM deliveries d LEFT JOIN assignments a ON a.delivery_id = d.delivery_id AND a.live
         WHERE d.status IN ('OFFERED', 'ASSIGNED', 'PICKED_UP')

@@ -19,6 +19,7 @@ from domain.assignment.states import CourierAction
 from domain.ids import delivery_id as derive_delivery_id
 from domain.inventory import ReservationStatus
 from domain.order import (
+    Line,
     NewOrder,
     OrderCommand,
     OrderState,
@@ -136,6 +137,9 @@ async def expire(connection: AsyncConnection, order_id: str, *, outside: bool = 
     """
     order = await _lock(connection, order_id)
     if order.status != OrderStatus.RESERVED:
+        if outside:  # a hold of an order that is past holding: only an edit by hand leaves such a thing
+            expired = ReservationStatus.EXPIRED
+            await holds.close_reservations(connection, order_id, ReservationStatus.ACTIVE, expired)
         return await load_state(connection, order_id)
     seconds_left = await holds.seconds_left(connection, order_id)
     if seconds_left > 0:
@@ -254,12 +258,32 @@ async def load_state(connection: AsyncConnection, order_id: str) -> OrderState:
 
 _READ = """
     SELECT o.order_id, o.request_hash, o.status, o.customer_id, o.zone, o.lines, o.shortages, o.timeline, o.created_at,
-        o.hold_seconds,
         (SELECT min(r.expires_at) FROM reservations r WHERE r.order_id = o.order_id) AS expires_at,
         d.delivery_id, d.status AS delivery_status, d.courier_id
     FROM orders o LEFT JOIN deliveries d ON d.order_id = o.order_id
 """
 _GET = text(_READ + " WHERE o.order_id = :order_id")
+_NEW = text("""
+    SELECT order_id, request_hash, customer_id, zone, lines, pickup, dropoff, dropoff_address, email, hold_seconds
+    FROM orders WHERE order_id = :order_id
+""")
+
+
+async def get_new_order(connection: AsyncConnection, order_id: str) -> NewOrder:
+    """The request that made the order, as its workflow starts from it. Raises OrderMissing."""
+    row = (await connection.execute(_NEW, {"order_id": order_id})).one_or_none()
+    if row is None:
+        raise OrderMissing(order_id)
+    return NewOrder(
+        **{
+            **row._mapping,
+            "lines": [Line(**line) for line in row.lines],
+            "pickup": Place(**row.pickup) if row.pickup else None,
+            "dropoff": Place(**row.dropoff),
+        }
+    )
+
+
 _PAGE = " (o.created_at, o.order_id) < (:time, :id)"
 _NEWEST = " ORDER BY o.created_at DESC, o.order_id DESC LIMIT :limit"
 

@@ -297,6 +297,7 @@ outbox_endpoints = Table(
     _time("open_until"),
     Column("consecutive_failures", Integer, nullable=False, server_default="0"),
     Column("last_error", Text),
+    _time("reachable_since", default=True, nullable=False),
     _time("created_at", default=True, nullable=False),
     CheckConstraint("kind IN ('webhook', 'workflow')", name="kind"),
 )
@@ -321,7 +322,7 @@ outbox_messages = Table(
     metadata,
     # Ready to go. A row's presence is what "pending" means; it is inserted and deleted, never updated.
     Column("shard", SmallInteger, primary_key=True, autoincrement=False),
-    Column("endpoint_id", Integer, ForeignKey("outbox_endpoints.endpoint_id"), primary_key=True),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
     # Its place in the lane. The event it carries is the one logged there, unless a fix put another in its place.
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("event_position", BigInteger, nullable=False),
@@ -334,7 +335,7 @@ outbox_claims = Table(
     metadata,
     # What a relay is sending right now: written before the first byte goes out, so that a crash leaves a trace.
     Column("shard", SmallInteger, primary_key=True, autoincrement=False),
-    Column("endpoint_id", Integer, ForeignKey("outbox_endpoints.endpoint_id"), primary_key=True),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, nullable=False),
     Column("positions", ARRAY(BigInteger), nullable=False),
     # Evidence for the question whose fault a failure is: something of this lane passed there at that time.
@@ -346,7 +347,7 @@ outbox_parked = Table(
     "outbox_parked",
     metadata,
     # Waits aside, behind a failing message of its lane.
-    Column("endpoint_id", Integer, ForeignKey("outbox_endpoints.endpoint_id"), primary_key=True),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("event_position", BigInteger, nullable=False),
     Column("shard", SmallInteger, nullable=False),
@@ -359,7 +360,7 @@ outbox_failures = Table(
     "outbox_failures",
     metadata,
     # A message that failed for a reason of its own; kept after its end, until retention takes it.
-    Column("endpoint_id", Integer, ForeignKey("outbox_endpoints.endpoint_id"), primary_key=True),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("event_position", BigInteger, nullable=False),
     Column("shard", SmallInteger, nullable=False),
@@ -448,7 +449,7 @@ reconciliations = Table(
     Column("status", Text, nullable=False, server_default="RUNNING"),
     _time("created_at", default=True, nullable=False),
     _time("finished_at"),
-    CheckConstraint("status IN ('RUNNING', 'DONE')", name="status"),
+    CheckConstraint("status IN ('RUNNING', 'DONE', 'FAILED')", name="status"),
 )
 
 corrections = Table(

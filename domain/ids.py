@@ -23,6 +23,9 @@ SEARCH_ATTRIBUTES = (STATUS_ATTRIBUTE, ZONE_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, ERR
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
 """By name: relays start it, and activities know no workflow classes."""
 
+LOOK_AGAIN_SIGNAL = "look_again"
+"""Tells a failing message's workflow that its row may have changed."""
+
 DISPATCH_WORKFLOW = "DispatchWorkflow"
 """By name: the `workflow` sink starts it."""
 

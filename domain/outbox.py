@@ -9,7 +9,7 @@ import json
 import secrets
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -91,7 +91,7 @@ class Endpoint:
     name: str
     kind: SinkKind
     url: str | None
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     """Live signing secrets, the newest first; two while they rotate."""
     consecutive_failures: int
     probing: bool

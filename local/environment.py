@@ -33,12 +33,13 @@ def child_environment(
         "PYTHONUNBUFFERED": "1",
         "WAYBILL_DATA_DIR": str(settings.data_dir),
         "WAYBILL_DATABASE_URL": database_url,
-        "WAYBILL_TEMPORAL_UI_URL": settings.temporal_ui_url,
         "WAYBILL_INSTALLATION": settings.installation,
         "WAYBILL_CLIENT_TOKEN": tokens.client,
         "WAYBILL_COURIER_TOKEN": tokens.courier,
         "WAYBILL_ADMIN_TOKEN": tokens.admin,
     }
+    if settings.temporal_ui_url is not None:
+        environment["WAYBILL_TEMPORAL_UI_URL"] = settings.temporal_ui_url
     if settings.webhook_allow_private is None and is_loopback(settings.api_host):
         environment["WAYBILL_WEBHOOK_ALLOW_PRIVATE"] = "1"
     return environment

@@ -47,5 +47,8 @@ async def _server_major(url: str) -> int:
 
 def place_of(url: str) -> str:
     """`host:port/database` of a PostgreSQL URL: what may be shown, without user and password."""
-    address = urlsplit(url)
-    return f"{address.hostname or 'local socket'}:{address.port or 5432}{address.path}"
+    try:
+        address = urlsplit(url)
+        return f"{address.hostname or 'local socket'}:{address.port or 5432}{address.path}"
+    except ValueError:  # a password with characters that it must spell in percent
+        return "a URL that cannot be read"

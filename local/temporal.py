@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from domain.ids import SEARCH_ATTRIBUTES
 from local.errors import StackError
 from local.processes import Command, Process, keep_waiting, last_line, wait_until
 
 NAMESPACE = "default"
-SEARCH_ATTRIBUTES = ("WaybillOrderStatus", "WaybillZone", "WaybillEventType", "WaybillErrorClass")
-"""Registered as keywords when the server starts."""
 
 _NO_USER_SETTINGS = ("--disable-config-file", "--disable-config-env", "--env-file", os.devnull)
 _START_SECONDS = 60.0

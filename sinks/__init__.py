@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import structlog
+
 from domain.outbox import Endpoint, ErrorClass, Message
+
+log = structlog.get_logger(__name__)
 
 
 class SendFailed(Exception):
     """The endpoint did not take the message.
 
     `blame` is whose fault the failure itself shows, or None where only the fate of other lanes' events can tell.
+    `detail` may be shown anywhere. `answer` is the receiver's own words, which may echo the payload: it stays in the
+    database.
     """
 
-    def __init__(self, blame: ErrorClass | None, detail: str) -> None:
+    def __init__(self, blame: ErrorClass | None, detail: str, answer: str = "") -> None:
         super().__init__(detail)
         self.blame = blame
-        self.detail = detail[:500]
+        self.detail = detail[:300]
+        self.answer = answer[:300]
+
+    @property
+    def full(self) -> str:
+        """What the attempt's record says."""
+        return f"{self.detail}: {self.answer}" if self.answer else self.detail
 
 
 class Sink(Protocol):
@@ -24,3 +36,14 @@ class Sink(Protocol):
 
     async def send(self, endpoint: Endpoint, message: Message) -> None:
         """Deliver one message, within a bounded time. Raises SendFailed; may be called again for the same message."""
+
+
+async def deliver(sink: Sink, endpoint: Endpoint, message: Message) -> None:
+    """Send; what a sink did not foresee is a failure like any other. Raises SendFailed only."""
+    try:
+        await sink.send(endpoint, message)
+    except SendFailed:
+        raise
+    except Exception as error:
+        log.exception("a sink failed unforeseen", endpoint=endpoint.name, event_id=message.event_id)
+        raise SendFailed(None, type(error).__name__) from error

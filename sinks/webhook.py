@@ -48,11 +48,20 @@ def url_problem(url: str, *, allow_private: bool) -> str | None:
         return "The URL's scheme is neither http nor https."
     if not host or not connected:
         return "The URL names no host."
+    if not _may_be_named(connected):
+        return "The URL's host cannot be a host's name."
     if parts.username is not None or parts.password is not None:
         return "The URL carries credentials; messages are signed instead."
     if not allow_private and (address := _literal_address(connected)) is not None and not _is_public(address):
         return f"The address {address} is private; WAYBILL_WEBHOOK_ALLOW_PRIVATE=1 allows such targets."
     return None
+
+
+def _may_be_named(host: str) -> bool:
+    try:
+        return len(host.encode("idna")) <= 253
+    except UnicodeError:
+        return ":" in host  # an IPv6 address
 
 
 def _literal_address(host: str) -> str | None:
@@ -94,7 +103,10 @@ class _CheckedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        except ValueError as error:  # not even a name: an empty or an overlong label
+            raise ForbiddenAddress(f"{host} cannot be a host's name") from error
         results = [
             ResolveResult(
                 hostname=host,
@@ -143,7 +155,7 @@ class WebhookSink:
         try:
             body = message.body
         except (TypeError, ValueError) as error:
-            raise SendFailed(ErrorClass.EVENT, f"the payload cannot be written as JSON: {error}") from error
+            raise SendFailed(ErrorClass.EVENT, "the payload cannot be written as JSON") from error
         try:
             async with self._session.post(
                 url, data=body, headers=_headers(endpoint, message, body), allow_redirects=False
@@ -157,9 +169,8 @@ class WebhookSink:
             raise SendFailed(_blame_of_connect(error), _described(error)) from error
         except (aiohttp.ClientError, OSError) as error:
             raise SendFailed(None, _described(error)) from error
-        raise SendFailed(
-            blame_of_status(response.status), f"HTTP {response.status} {answer.decode(errors='replace')!r}"
-        )
+        told = answer.decode(errors="replace")
+        raise SendFailed(blame_of_status(response.status), f"HTTP {response.status}", told)
 
 
 async def _explanation(response: aiohttp.ClientResponse) -> bytes:

@@ -93,7 +93,8 @@ async def _ensure_schedule(client: Client, names: Names, sweep_seconds: int) -> 
         await client.create_schedule(names.sweep_schedule, schedule)
     except ScheduleAlreadyRunningError:
 
-        async def renew(_: ScheduleUpdateInput) -> ScheduleUpdate:
+        async def renew(found: ScheduleUpdateInput) -> ScheduleUpdate:
+            schedule.state = found.description.schedule.state  # an operator may have paused it
             return ScheduleUpdate(schedule)
 
         await client.get_schedule_handle(names.sweep_schedule).update(renew)

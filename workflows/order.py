@@ -22,6 +22,8 @@ STATUS = SearchAttributeKey.for_keyword(STATUS_ATTRIBUTE)
 # updates and hide from the Temporal UI, so after this long it goes on as a normal one, for as long as it takes.
 _LOCAL_SECONDS = 4
 _SHORTEST_TIMER_SECONDS = 0.01
+# Temporal takes 2,000 updates in a run: a client may extend a hold as often as it likes.
+_UPDATES_PER_RUN = 500
 
 _DETAILS = {
     OrderStatus.RESERVED: "The units are held until the hold ends; waiting for confirm, extend or cancel.",
@@ -41,6 +43,7 @@ class OrderWorkflow:
     def __init__(self, order: NewOrder) -> None:
         self._order = order
         self._state: OrderState | None = None
+        self._updates = 0
         # Transactions of one order do not interleave: the workflow always knows what its row said last.
         self._lock = asyncio.Lock()
 
@@ -49,6 +52,9 @@ class OrderWorkflow:
         """Run until the order's end. The first step reserves or loads: a first start and a restart are one path."""
         self._adopt(await self._transact(OrderActivities.reserve_order, order))
         while self._stage.open:
+            if self._updates >= _UPDATES_PER_RUN or workflow.info().is_continue_as_new_suggested():
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                workflow.continue_as_new(order)  # the next run loads the row, as any start does
             if self._stage is OrderStatus.RESERVED:
                 await self._until_deadline(OrderActivities.expire_order, "the hold ends")
             else:
@@ -69,10 +75,11 @@ class OrderWorkflow:
                     self._adopt(await self._transact(activity, self._order.order_id))
 
     def _timeout(self) -> timedelta | None:
-        """Until the stage's deadline; None where it has none (any more)."""
-        if self._state is None or self._state.seconds_left is None:
+        """Until the stage's deadline; None where it has none any more. A hold always has one."""
+        seconds = self._state.seconds_left if self._state else None
+        if seconds is None and self._stage is not OrderStatus.RESERVED:
             return None
-        return timedelta(seconds=max(self._state.seconds_left, _SHORTEST_TIMER_SECONDS))
+        return timedelta(seconds=max(seconds or 0.0, _SHORTEST_TIMER_SECONDS))
 
     # --- updates: what clients ask for
 
@@ -131,6 +138,7 @@ class OrderWorkflow:
 
     async def _command(self, activity: Callable[..., Any], *arguments: object) -> OrderState:
         await self._decided()
+        self._updates += 1
         async with self._lock:
             state = await self._transact(activity, *arguments)
             self._adopt(state)

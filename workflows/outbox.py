@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 
 from temporalio import workflow
@@ -10,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.outbox import RELAY_SECONDS, OutboxActivities
-    from domain.ids import FAILURE_WORKFLOW
+    from domain.ids import FAILURE_WORKFLOW, LOOK_AGAIN_SIGNAL
     from domain.outbox import MessageStatus
 
 RELAY_HEARTBEAT_SECONDS = 6
@@ -42,6 +43,9 @@ class OutboxRelayWorkflow:
 class OutboxFailureWorkflow:
     """Tries one failing message again and again; ends when it is delivered, or visibly failed when it has FAILED."""
 
+    def __init__(self) -> None:
+        self._look_again = False
+
     @workflow.run
     async def run(self, message_id: str) -> MessageStatus:
         """Answer how the message ended, or that an admin took it back (PENDING). FAILED: the workflow fails too."""
@@ -53,14 +57,25 @@ class OutboxFailureWorkflow:
                 retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
                 summary="try again, if it is due",
             )
-            told = f": {outcome.error}" if outcome.error else ""
+            told = f" ({outcome.error})" if outcome.error else ""
             workflow.set_current_details(f"**{outcome.status}** after {outcome.attempts} attempts{told}")
             if outcome.status is MessageStatus.FAILED:
                 raise ApplicationError(
-                    f"FAILED after {outcome.attempts} attempts{told}", type=outcome.error_class, non_retryable=True
+                    f"FAILED after {outcome.attempts} attempts{told}", type="MessageFailed", non_retryable=True
                 )
             if outcome.status is not MessageStatus.RETRYING:
                 return outcome.status
-            await workflow.sleep(
-                timedelta(seconds=max(outcome.wait_seconds, _SHORTEST_TIMER_SECONDS)), summary="until the next try"
+            await self._sleep(max(outcome.wait_seconds, _SHORTEST_TIMER_SECONDS))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until the next try, or until the row may have changed."""
+        self._look_again = False
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._look_again, timeout=timedelta(seconds=seconds), timeout_summary="until the next try"
             )
+
+    @workflow.signal(name=LOOK_AGAIN_SIGNAL)
+    def look_again(self) -> None:
+        """The row may have changed: an admin replayed the message, and it failed again."""
+        self._look_again = True

@@ -96,6 +96,17 @@ async def finish_reconciliation(connection: AsyncConnection, operation_id: str) 
     await connection.execute(_FINISH, {"operation_id": operation_id})
 
 
+_FAIL = text("""
+    UPDATE reconciliations SET status = 'FAILED', finished_at = now()
+    WHERE operation_id = :operation_id AND status = 'RUNNING'
+""")
+
+
+async def fail_reconciliation(connection: AsyncConnection, operation_id: str) -> None:
+    """It could not be started: ask for it again."""
+    await connection.execute(_FAIL, {"operation_id": operation_id})
+
+
 _LOCK = text("SELECT stock, reserved, ledger_stock FROM products WHERE sku = :sku FOR NO KEY UPDATE")
 _HELD = text("""
     SELECT CAST(COALESCE(sum(quantity), 0) AS int) FROM reservations WHERE sku = :sku AND status = 'ACTIVE'

@@ -9,10 +9,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.ops import record_action
+from db.outbox.write import ENDPOINTS_LOCK
 
-# Whoever writes an event has read this table and keeps that lock until its commit. So this waits for every event under
-# way, and those after it see the change: a webhook receives exactly what is committed after it was made.
-_LOCK_TABLE = text("LOCK TABLE outbox_endpoints IN ACCESS EXCLUSIVE MODE")
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _COLUMNS = """
     endpoint_id, name, url, event_types, enabled, open_until IS NOT NULL AS open, consecutive_failures, last_error,
     created_at
@@ -32,7 +31,8 @@ _UPDATE = text("""
     WHERE name = :name AND kind = 'webhook'
 """)
 _ENABLE = text("""
-    UPDATE outbox_endpoints SET enabled = true, open_until = NULL, consecutive_failures = 0, last_error = NULL
+    UPDATE outbox_endpoints
+    SET enabled = true, open_until = NULL, consecutive_failures = 0, last_error = NULL, reachable_since = now()
     WHERE name = :name AND kind = 'webhook'
 """)
 _ROTATE = text("""
@@ -43,7 +43,20 @@ _ROTATE = text("""
 OLD_SECRET_HOURS = 24
 """How long messages are signed with the previous secret too."""
 
-_TABLES_OF_MESSAGES = ("outbox_claims", "outbox_messages", "outbox_parked", "outbox_failures")
+_DISABLE = text("""
+    UPDATE outbox_endpoints SET enabled = false WHERE name = :name AND kind = 'webhook' RETURNING endpoint_id
+""")
+_DELETE = text("DELETE FROM outbox_endpoints WHERE endpoint_id = :endpoint_id")
+_DROP_CLAIMS = text("DELETE FROM outbox_claims WHERE endpoint_id = :endpoint_id")
+_DROP_BATCH = 5000
+_TABLES_OF_MESSAGES = ("outbox_messages", "outbox_parked", "outbox_failures")
+_DROP = {
+    table: text(f"""
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} WHERE endpoint_id = :endpoint_id LIMIT :limit))
+    """)
+    for table in _TABLES_OF_MESSAGES
+}
 
 
 async def get_webhook(connection: AsyncConnection, name: str) -> Row[Any] | None:
@@ -68,7 +81,7 @@ async def put_webhook(
     reason: str | None,
 ) -> bool:
     """Make or change a webhook; answer whether it was made, and with `secret`."""
-    await connection.execute(_LOCK_TABLE)
+    await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     found = await get_webhook(connection, name)
     values: dict[str, Any] = {
         "name": name,
@@ -87,20 +100,34 @@ async def put_webhook(
     return found is None
 
 
-async def delete_webhook(connection: AsyncConnection, name: str, *, actor: str, reason: str | None) -> bool:
-    """End a webhook and drop what it had not received, which the audit counts; answer whether there was one."""
-    await connection.execute(_LOCK_TABLE)
+async def stop_webhook(connection: AsyncConnection, name: str) -> int | None:
+    """Send nothing more to a webhook that is about to be deleted; answer its endpoint's id."""
+    endpoint_id: int | None = await connection.scalar(_DISABLE, {"name": name})
+    return endpoint_id
+
+
+async def drop_messages(connection: AsyncConnection, endpoint_id: int) -> int:
+    """Drop a batch of what the endpoint had not received; answer how many, 0 when nothing is left."""
+    dropped = 0
+    for table in _TABLES_OF_MESSAGES:
+        parameters = {"endpoint_id": endpoint_id, "limit": _DROP_BATCH}
+        dropped += (await connection.execute(_DROP[table], parameters)).rowcount
+    return dropped
+
+
+async def delete_webhook(
+    connection: AsyncConnection, name: str, dropped: int, *, actor: str, reason: str | None
+) -> bool:
+    """End a stopped webhook, with what came for it meanwhile; answer whether there was one."""
+    await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     found = await get_webhook(connection, name)
     if found is None:
         return False
-    dropped = {}
-    for table in _TABLES_OF_MESSAGES:
-        key = {"endpoint_id": found.endpoint_id}
-        dropped[table] = (
-            await connection.execute(text(f"DELETE FROM {table} WHERE endpoint_id = :endpoint_id"), key)
-        ).rowcount
-    await connection.execute(text("DELETE FROM outbox_endpoints WHERE name = :name"), {"name": name})
-    before = {"url": found.url, "event_types": found.event_types, "enabled": found.enabled, "dropped": dropped}
+    while more := await drop_messages(connection, found.endpoint_id):
+        dropped += more
+    await connection.execute(_DROP_CLAIMS, {"endpoint_id": found.endpoint_id})
+    await connection.execute(_DELETE, {"endpoint_id": found.endpoint_id})
+    before = {"url": found.url, "event_types": found.event_types, "dropped": dropped}
     await record_action(connection, actor, "webhook.delete", f"webhook:{name}", reason, before=before, after=None)
     return True
 

@@ -11,14 +11,25 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.ops import record_action
-from db.outbox.relay import ENDPOINT_COLUMNS, EVENT_COLUMNS, count_error, endpoint_of, log_attempt, message_of
-from domain.outbox import Endpoint, ErrorClass, Message, MessageStatus, message_id
+from db.outbox.relay import (
+    ENDPOINT_COLUMNS,
+    EVENT_COLUMNS,
+    close_breaker,
+    count_error,
+    endpoint_of,
+    log_attempt,
+    message_of,
+    open_breaker,
+)
+from domain.outbox import Endpoint, ErrorClass, Message, MessageStatus, breaker_delay_seconds, message_id
 
 # --- retries, for the message's own workflow
 
+_LOST_SECONDS = 120.0
 _WITHOUT_WORKFLOW = text("""
     SELECT endpoint_id, position, event_type, error_class FROM outbox_failures
-    WHERE shard = :shard AND status = 'RETRYING' AND workflow_started_at IS NULL
+    WHERE shard = :shard AND status = 'RETRYING' AND (workflow_started_at IS NULL
+        OR GREATEST(workflow_started_at, next_attempt_at) < now() - make_interval(secs => :lost_seconds))
     ORDER BY position LIMIT :limit
 """)
 _WORKFLOW_STARTED = text("""
@@ -42,8 +53,12 @@ class FailingMessage:
 
 
 async def without_workflow(connection: AsyncConnection, shard: int, limit: int) -> list[FailingMessage]:
-    """Messages whose retries nobody has taken up: the row is the queue, so a crash before the start loses nothing."""
-    rows = await connection.execute(_WITHOUT_WORKFLOW, {"shard": shard, "limit": limit})
+    """Messages whose retries nobody has taken up: the row is the queue, so a crash before the start loses nothing.
+
+    One whose try is long overdue has lost its workflow, or waits for its endpoint: starting that again does no harm.
+    """
+    parameters = {"shard": shard, "limit": limit, "lost_seconds": _LOST_SECONDS}
+    rows = await connection.execute(_WITHOUT_WORKFLOW, parameters)
     return [FailingMessage(**row._mapping) for row in rows]
 
 
@@ -107,8 +122,11 @@ _FINISH = text("""
 _COUNT_DISPATCHED = text("UPDATE outbox_shards SET dispatched = dispatched + 1 WHERE shard = :shard")
 
 
-async def retry_delivered(connection: AsyncConnection, message: Message, endpoint_id: int) -> None:
-    """The retry passed: the message is DELIVERED and its lane goes on."""
+async def retry_delivered(connection: AsyncConnection, message: Message, endpoint: Endpoint) -> None:
+    """The retry passed: the message is DELIVERED and its lane goes on; a breaker that was open is closed."""
+    endpoint_id = endpoint.endpoint_id
+    if endpoint.probing:
+        await close_breaker(connection, endpoint_id)
     if await _end_retry(connection, message, endpoint_id, MessageStatus.DELIVERED, message.attempts):
         finished = {"position": message.position, "endpoint_id": endpoint_id, "status": "DELIVERED"}
         await connection.execute(_FINISH, finished)
@@ -119,12 +137,19 @@ async def retry_delivered(connection: AsyncConnection, message: Message, endpoin
 async def retry_failed(
     connection: AsyncConnection,
     message: Message,
-    endpoint_id: int,
+    endpoint: Endpoint,
     error_class: ErrorClass,
     error: str,
     delay_seconds: float | None,
 ) -> None:
-    """The retry failed too: RETRYING after the delay, FAILED without one. The endpoint's fault burns no attempt."""
+    """The retry failed too: RETRYING after the delay, FAILED without one.
+
+    The endpoint's fault burns no attempt, and opens its breaker.
+    """
+    endpoint_id = endpoint.endpoint_id
+    if error_class is ErrorClass.ENDPOINT:
+        open_seconds = breaker_delay_seconds(endpoint.consecutive_failures + 1)
+        await open_breaker(connection, endpoint, error, open_seconds)
     status = MessageStatus.FAILED if delay_seconds is None else MessageStatus.RETRYING
     attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
     if await _end_retry(connection, message, endpoint_id, status, attempts, error_class, error, delay_seconds):

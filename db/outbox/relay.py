@@ -34,6 +34,17 @@ _LOG_INTERRUPTED = text("""
 _DROP_CLAIMS = text("UPDATE outbox_claims SET positions = '{}' WHERE shard = :shard AND positions <> '{}'")
 
 
+_DROP_CLAIM = text("""
+    UPDATE outbox_claims SET positions = '{}'
+    WHERE shard = :shard AND endpoint_id = :endpoint_id AND epoch = :epoch AND positions <> '{}'
+""")
+
+
+async def drop_claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int) -> None:
+    """Nothing is being sent any more: what was claimed and is still there was not begun."""
+    await connection.execute(_DROP_CLAIM, {"shard": shard, "endpoint_id": endpoint_id, "epoch": epoch})
+
+
 async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int:
     """Become the shard's relay; answer the epoch that fences everyone before."""
     epoch: int | None = await connection.scalar(_TAKE, {"shard": shard, "owner": owner})
@@ -84,12 +95,18 @@ async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpo
 
 
 # The limit comes before the join with the log: the other way round the log is read from its start.
+_LOOK_AHEAD = 2000
 _CLAIM = text(f"""
-    WITH ready AS (
+    WITH oldest AS (
         SELECT m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
         WHERE s.shard = :shard AND s.epoch = :epoch AND m.shard = :shard AND m.endpoint_id = :endpoint_id
-            AND m.position <> ALL(CAST(:in_flight AS bigint[]))
-        ORDER BY m.position LIMIT :limit
+        ORDER BY m.position LIMIT {_LOOK_AHEAD}
+    ), ready AS (
+        SELECT position, event_position, lane
+        FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY position) AS turn FROM oldest) o
+        WHERE turn <= :lane_limit AND position <> ALL(CAST(:in_flight AS bigint[]))
+            AND lane <> ALL(CAST(:full_lanes AS text[]))
+        ORDER BY position LIMIT :limit
     ), claim AS (
         INSERT INTO outbox_claims (shard, endpoint_id, epoch, positions)
         SELECT :shard, :endpoint_id, :epoch, CAST(:in_flight AS bigint[]) || array_agg(position) FROM ready
@@ -118,16 +135,28 @@ class Claimed:
     """An earlier message of its lane is failing: this one is to be parked."""
 
 
-async def claim(
-    connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, in_flight: Sequence[int], limit: int
-) -> list[Claimed]:
+@dataclass(frozen=True)
+class Window:
+    """What a pump has on its hands, and how much more it takes."""
+
+    in_flight: Sequence[int] = ()
+    """Positions that are claimed already."""
+    full_lanes: Sequence[str] = ()
+    """Lanes that have enough in flight."""
+    lane_limit: int = 8
+    limit: int = 200
+
+
+async def claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, window: Window) -> list[Claimed]:
     """Claim the next ready messages of an endpoint, beside those in flight; record them before anything is sent."""
     parameters = {
         "shard": shard,
         "endpoint_id": endpoint_id,
         "epoch": epoch,
-        "in_flight": list(in_flight),
-        "limit": limit,
+        "in_flight": list(window.in_flight),
+        "full_lanes": list(window.full_lanes),
+        "lane_limit": window.lane_limit,
+        "limit": window.limit,
     }
     rows = await connection.execute(_CLAIM, parameters)
     return [Claimed(message_of(row, shard), row.failed_before, row.lane_blocked) for row in rows]
@@ -327,7 +356,8 @@ _OPEN_BREAKER = text("""
     WHERE endpoint_id = :endpoint_id AND consecutive_failures = :consecutive_failures
 """)
 _CLOSE_BREAKER = text("""
-    UPDATE outbox_endpoints SET open_until = NULL, consecutive_failures = 0, last_error = NULL
+    UPDATE outbox_endpoints
+    SET open_until = NULL, consecutive_failures = 0, last_error = NULL, reachable_since = now()
     WHERE endpoint_id = :endpoint_id
 """)
 

@@ -10,6 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.outbox import INTERNAL_TYPES, Event, shard_of, wanted_by_workflows
 
+# Whoever writes an event keeps this until its commit, and who changes the endpoints takes it alone: a webhook gets
+# exactly what is committed after it was made. A statement of its own, so that the next one sees what it waited for.
+ENDPOINTS_LOCK = 7_226_114
+_SHARE_ENDPOINTS = text("SELECT pg_advisory_xact_lock_shared(:key)")
+
 _WRITE = text("""
     WITH new AS (
         SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:event_types AS text[]), CAST(:subjects AS text[]),
@@ -37,6 +42,7 @@ async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> 
     The caller holds the lock of the lane's row (the order, the product): that is what numbers the lane. A disabled
     endpoint gets its messages too; they wait for it.
     """
+    await connection.execute(_SHARE_ENDPOINTS, {"key": ENDPOINTS_LOCK})
     await connection.execute(
         _WRITE,
         {

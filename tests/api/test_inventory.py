@@ -100,7 +100,7 @@ async def test_a_hold_whose_workflow_temporal_does_not_know_is_listed_as_missing
         items = (await house.get("/api/admin/ops/reservations/stuck"))["items"]
         return [item["cause"] for item in items] == ["workflow_missing"]
 
-    await eventually(missing)
+    await eventually(missing, 60)  # Temporal deletes when it finds the time
 
 
 async def _delete_workflow(house: House, order_id: str) -> None:

@@ -71,6 +71,8 @@ async def test_a_message_ready_for_long_at_a_reachable_sink_breaks_a_promise(
         await house.product("tea", 5)
         assert (await house.get("/api/admin/ops/invariants"))["ok"]
         await house.sql("UPDATE outbox_messages SET ready_at = now() - interval '6 minutes'")
+        assert (await house.get("/api/admin/ops/invariants"))["ok"]  # its sink has only just become reachable
+        await house.sql("UPDATE outbox_endpoints SET reachable_since = now() - interval '6 minutes'")
         assert not (await house.get("/api/admin/ops/invariants"))["ok"]
         assert await house.metric("ops_outbox_oldest_pending_seconds") >= 360
         await house.sql("UPDATE outbox_endpoints SET open_until = now() + interval '1 minute'")

@@ -208,6 +208,30 @@ async def test_nobody_home_answers_at_once_and_starts_nothing(
         assert (await house.get("/api/orders"))["items"] == []
 
 
+@pytest.mark.parametrize("stage", ["RESERVED", "CONFIRMED"])
+async def test_an_order_whose_workflow_was_terminated_can_still_be_paid_and_cancelled(house: House, stage: str) -> None:
+    await house.product("tea", 5)
+    order_id = await house.reserved("k-1", {"tea": 1})
+    if stage == "CONFIRMED":
+        await _command(house, order_id, "confirm")
+    await house.workflow(order_id).terminate("staged")
+    for command, status in (("confirm", "CONFIRMED"), ("cancel", "CANCELLED")):
+        answer = await _command(house, order_id, command)
+        assert (answer.status_code, answer.json()["status"]) == (200, status), answer.text
+    await house.invariants_hold()
+
+
+async def test_a_hold_can_be_extended_as_often_as_a_client_likes(house: House) -> None:
+    await house.product("tea", 5)
+    order_id = await house.reserved("k-1", {"tea": 1})
+    run_id = (await house.workflow(order_id).describe()).run_id
+    for _ in range(52):  # Temporal takes 2,000 updates a run, ten at a time
+        answers = await asyncio.gather(*(_command(house, order_id, "extend", {"holdSeconds": 60}) for _ in range(10)))
+        assert {answer.status_code for answer in answers} == {200}
+    assert (await house.workflow(order_id).describe()).run_id != run_id
+    assert (await _command(house, order_id, "confirm")).json()["status"] == "CONFIRMED"
+
+
 async def test_orders_are_listed_newest_first_page_by_page(house: House) -> None:
     await house.product("tea", 5)
     made = [await house.reserved(f"k-{number}", {"tea": 1}) for number in range(5)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import httpx
@@ -139,7 +141,20 @@ async def test_not_a_number_is_422(bad_input_house: House) -> None:
     assert_problem(answer, 422, "invalid-request")
 
 
-BAD_PAGES = ["limit=0", "limit=201", "limit=x", "cursor=%21", "cursor=bm9uc2Vuc2U=", "cursor=WyJhIl0=", "cursor=%00"]
+def cursor(*values: str) -> str:
+    """A cursor as a list makes it, of values that it never gave out."""
+    return f"cursor={base64.urlsafe_b64encode(json.dumps(values).encode()).decode()}"
+
+
+BAD_PAGES = [
+    cursor("0001-01-01T00:00:00+23:59", "x"),
+    cursor("9999-12-31T23:59:59-23:59", "x"),
+    cursor("2026-01-01T00:00:00", "x"),
+    cursor(str(2**64)),
+    cursor("-1"),
+    cursor("2026-01-01T00:00:00+00:00", "1", str(2**40)),
+    *["limit=0", "limit=201", "limit=x", "cursor=%21", "cursor=bm9uc2Vuc2U=", "cursor=WyJhIl0=", "cursor=%00"],
+]
 
 
 @pytest.mark.parametrize("query", BAD_PAGES)
@@ -155,6 +170,25 @@ async def test_a_body_of_another_content_type_is_told_so(bad_input_house: House)
     answer = await bad_input_house.http.post("/api/orders", content=b"{}", headers=headers)
     assert answer.status_code in (415, 422)
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("event_id", ["urn:uuid:00000000-0000-0000-0000-000000000000", "{0}", "0" * 32])
+async def test_an_event_by_any_spelling_of_an_unknown_id_is_404(bad_input_house: House, event_id: str) -> None:
+    answer = await bad_input_house.call("GET", f"/api/admin/ops/outbox/events/{event_id}")
+    assert_problem(answer, 404, "not-found")
+
+
+async def test_an_event_type_that_is_not_even_text_is_422(bad_input_house: House) -> None:
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json"}
+    content = '{"url":"http://example.com/","eventTypes":["\\ud800"]}'
+    answer = await bad_input_house.http.put("/api/admin/webhooks/w", content=content, headers=headers)
+    assert_problem(answer, 422, "invalid-request")
+
+
+async def test_a_trailing_slash_is_another_address_and_head_is_get_without_its_body(bad_input_house: House) -> None:
+    assert_problem(await bad_input_house.call("GET", "/api/orders/"), 404, "not-found")
+    head = await bad_input_house.call("HEAD", "/api/orders")
+    assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 
+from domain.ids import SEARCH_ATTRIBUTES
 from local.errors import StackError
 from local.ports import free_port
-from local.temporal import NAMESPACE, SEARCH_ATTRIBUTES, EmbeddedTemporal
+from local.temporal import NAMESPACE, EmbeddedTemporal
 from tests.servers import throw_away_directory, throw_away_temporal
 from tests.waiting import eventually, wait_until
 

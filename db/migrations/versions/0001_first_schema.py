@@ -147,6 +147,7 @@ def create_tables() -> None:
         sa.Column("open_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("consecutive_failures", sa.Integer(), server_default="0", nullable=False),
         sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("reachable_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("kind IN ('webhook', 'workflow')", name=op.f("outbox_endpoints_kind_check")),
         sa.PrimaryKeyConstraint("endpoint_id", name=op.f("outbox_endpoints_pkey")),
@@ -221,7 +222,7 @@ def create_tables() -> None:
         sa.Column("status", sa.Text(), server_default="RUNNING", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("status IN ('RUNNING', 'DONE')", name=op.f("reconciliations_status_check")),
+        sa.CheckConstraint("status IN ('RUNNING', 'DONE', 'FAILED')", name=op.f("reconciliations_status_check")),
         sa.PrimaryKeyConstraint("operation_id", name=op.f("reconciliations_pkey")),
     )
     op.create_table(
@@ -293,9 +294,6 @@ def create_tables() -> None:
         sa.Column("positions", postgresql.ARRAY(sa.BigInteger()), nullable=False),
         sa.Column("passed_lane", sa.Text(), nullable=True),
         sa.Column("passed_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["endpoint_id"], ["outbox_endpoints.endpoint_id"], name=op.f("outbox_claims_endpoint_id_fkey")
-        ),
         sa.PrimaryKeyConstraint("shard", "endpoint_id", name=op.f("outbox_claims_pkey")),
     )
     op.create_table(
@@ -316,9 +314,6 @@ def create_tables() -> None:
         sa.CheckConstraint(
             "status IN ('PENDING', 'RETRYING', 'FAILED', 'DELIVERED', 'IGNORED')",
             name=op.f("outbox_failures_status_check"),
-        ),
-        sa.ForeignKeyConstraint(
-            ["endpoint_id"], ["outbox_endpoints.endpoint_id"], name=op.f("outbox_failures_endpoint_id_fkey")
         ),
         sa.PrimaryKeyConstraint("endpoint_id", "position", name=op.f("outbox_failures_pkey")),
     )
@@ -355,9 +350,6 @@ def create_tables() -> None:
         sa.Column("event_position", sa.BigInteger(), nullable=False),
         sa.Column("lane", sa.Text(), nullable=False),
         sa.Column("ready_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["endpoint_id"], ["outbox_endpoints.endpoint_id"], name=op.f("outbox_messages_endpoint_id_fkey")
-        ),
         sa.PrimaryKeyConstraint("shard", "endpoint_id", "position", name=op.f("outbox_messages_pkey")),
     )
     op.create_table(
@@ -368,9 +360,6 @@ def create_tables() -> None:
         sa.Column("shard", sa.SmallInteger(), nullable=False),
         sa.Column("lane", sa.Text(), nullable=False),
         sa.Column("parked_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["endpoint_id"], ["outbox_endpoints.endpoint_id"], name=op.f("outbox_parked_endpoint_id_fkey")
-        ),
         sa.PrimaryKeyConstraint("endpoint_id", "position", name=op.f("outbox_parked_pkey")),
     )
     op.create_index("outbox_parked_lane", "outbox_parked", ["endpoint_id", "lane", "position"], unique=False)

@@ -55,7 +55,9 @@ class Outbox:
     async def claim(self, epoch: int, in_flight: Sequence[int] = (), limit: int = 200) -> list[Claimed]:
         """Claim what is ready."""
         return await self.shop.database.transact(
-            lambda connection: relay.claim(connection, SHARD, self.endpoint_id, epoch, in_flight, limit)
+            lambda connection: relay.claim(
+                connection, SHARD, self.endpoint_id, epoch, relay.Window(in_flight, limit=limit)
+            )
         )
 
     async def settle(self, epoch: int, claimed: Sequence[Claimed]) -> None:

@@ -78,7 +78,7 @@ async def test_no_webhook_takes_the_internal_sinks_place(shop: Shop) -> None:
         assert await endpoints.get_webhook(connection, "workflow") is None
         assert await endpoints.list_webhooks(connection, None, 10) == []
     deleted = await shop.database.transact(
-        lambda connection: endpoints.delete_webhook(connection, "workflow", actor="admin", reason=None)
+        lambda connection: endpoints.delete_webhook(connection, "workflow", 0, actor="admin", reason=None)
     )
     assert deleted is False
     assert await shop.value("SELECT count(*) FROM outbox_endpoints WHERE kind = 'workflow'") == 1
@@ -97,7 +97,7 @@ async def test_webhooks_are_listed_newest_first_page_by_page(shop: Shop) -> None
 
 async def delete(outbox: Outbox, name: str = "shop") -> bool:
     return await outbox.shop.database.transact(
-        lambda connection: endpoints.delete_webhook(connection, name, actor="admin", reason="moved")
+        lambda connection: endpoints.delete_webhook(connection, name, 0, actor="admin", reason="moved")
     )
 
 
@@ -117,7 +117,7 @@ async def test_a_deleted_webhook_leaves_nothing_to_send_or_to_mend(outbox: Outbo
     assert await outbox.places(everything) == ["nowhere"] * 4
     assert await other.places(everything) == ["ready"] * 4
     audited = await shop.value("SELECT before FROM admin_actions WHERE action = 'webhook.delete'")
-    assert [audited["dropped"][table] for table in TABLES] == [1, 2, 1, 1]
+    assert audited["dropped"] == len(everything)
     async with shop.database.read() as connection:
         event_id = await shop.value("SELECT CAST(event_id AS text) FROM outbox_events ORDER BY position LIMIT 1")
         found = await failures.get_event(connection, event_id)

@@ -35,13 +35,14 @@ async def end(
 ) -> None:
     """The retry passed, or failed for this reason."""
     assert retry is not None
-    message = retry.message
+    message, endpoint = retry.message, retry.endpoint
     assert message is not None
+    assert endpoint is not None
     if error_class is None:
-        await outbox.shop.database.transact(lambda c: failures.retry_delivered(c, message, outbox.endpoint_id))
+        await outbox.shop.database.transact(lambda c: failures.retry_delivered(c, message, endpoint))
     else:
         await outbox.shop.database.transact(
-            lambda c: failures.retry_failed(c, message, outbox.endpoint_id, error_class, "no", delay_seconds)
+            lambda c: failures.retry_failed(c, message, endpoint, error_class, "no", delay_seconds)
         )
 
 
@@ -73,8 +74,14 @@ async def test_a_retry_that_fails_waits_for_the_next(outbox: Outbox) -> None:
 
 async def test_the_endpoints_fault_burns_no_attempt(outbox: Outbox) -> None:
     position = await failing(outbox)
-    for _ in range(3):
+    for number in range(1, 4):
         await end(outbox, await begin(outbox, position), ErrorClass.ENDPOINT, 0.0)
+        opened = await outbox.shop.sql("SELECT consecutive_failures FROM outbox_endpoints WHERE open_until > now()")
+        assert opened == [(number,)]
+        waiting = await begin(outbox, position)
+        assert waiting is not None
+        assert waiting.message is None  # nothing is tried while the breaker is open
+        await outbox.shop.sql("UPDATE outbox_endpoints SET open_until = now() WHERE open_until IS NOT NULL")
     assert await state(outbox) == ("RETRYING", 1, "endpoint")
     assert await outbox.shop.value("SELECT sum(errors_endpoint) FROM outbox_shards") == 3
     assert await outbox.shop.value("SELECT count(*) FROM outbox_attempts") == 4
