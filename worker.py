@@ -23,9 +23,11 @@ from temporalio.worker import Worker
 
 from activities.assignment import AssignmentActivities, solver_pool
 from activities.inventory import InventoryActivities
+from activities.ops import OpsActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
-from db import ops
+from activities.snapshots import SnapshotActivities
+from db import cross_check, ops
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from domain.ids import Names
 from domain.outbox import SHARDS, SinkKind
@@ -35,10 +37,19 @@ from sinks import Sink
 from sinks.webhook import WebhookSink
 from sinks.workflow import WorkflowSink
 from workflows.assignment import DispatchWorkflow
-from workflows.client import connect, ensure_search_attributes, ensure_standing
+from workflows.client import (
+    ForeignWorkflows,
+    Intervals,
+    connect,
+    ensure_search_attributes,
+    ensure_standing,
+    require_own_workflows,
+)
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
+from workflows.ops import CrossCheckWorkflow
 from workflows.order import OrderWorkflow
 from workflows.outbox import OutboxFailureWorkflow, OutboxRelayWorkflow
+from workflows.snapshots import SnapshotWorkflow
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +63,8 @@ WORKFLOWS = [
     OutboxFailureWorkflow,
     SweepWorkflow,
     ReconcileWorkflow,
+    CrossCheckWorkflow,
+    SnapshotWorkflow,
 ]
 
 
@@ -67,6 +80,10 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         await database.check_installation(settings.installation)
+        async with database.read() as connection:
+            database_id = await cross_check.database_id(connection)
+        await require_own_workflows(client, names, database_id)
+        intervals = Intervals(settings.sweep_seconds, settings.cross_check_seconds)
         webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
         stack.push_async_callback(webhook.close)
         sinks: dict[SinkKind, Sink] = {
@@ -75,10 +92,12 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         }
         order = OrderActivities(database, promise_seconds=settings.promise_seconds)
         inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+        snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
         outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
         solver = solver_pool()
         stack.callback(solver.shutdown, wait=False, cancel_futures=True)
         assignment = AssignmentActivities(database, solver)
+        watch = OpsActivities(database, client, names, end_after_seconds=settings.cross_check_age_seconds)
         main = Worker(
             client,
             task_queue=names.main_queue,
@@ -94,6 +113,8 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
                 inventory.reconcile,
                 outbox.retry_message,
                 assignment.run_round,
+                watch.cross_check,
+                snapshots.capture_snapshot,
             ],
             graceful_shutdown_timeout=_DRAIN,
         )
@@ -106,7 +127,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         )
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
-        await ensure_standing(client, names, sweep_seconds=settings.sweep_seconds)
+        await ensure_standing(client, names, intervals, database_id)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id
         log.info("worker drains", worker_id=worker_id)
@@ -169,7 +190,7 @@ def main() -> None:
         if settings.database_url is None:
             raise SettingsError("WAYBILL_DATABASE_URL is not set: it says where the truth is kept.")
         asyncio.run(_run(settings))
-    except (SettingsError, WrongInstallation) as error:
+    except (SettingsError, WrongInstallation, ForeignWorkflows) as error:
         log.error(str(error))
         sys.exit(EX_CONFIG)
     except (*DATABASE_ERRORS, RPCError, RuntimeError) as error:

@@ -71,10 +71,10 @@ class AssignmentActivities:
             return await self._run_round(zone)
 
     async def _run_round(self, zone: str) -> RoundOutcome:
-        async with self._database.read() as connection:
-            settings = await zones.get_settings(connection, zone) or zones.ZoneSettings()
-        await asyncio.sleep(settings.batch_window_seconds)
+        await asyncio.sleep((await self._settings(zone)).batch_window_seconds)
         await self._database.transact(partial(zones.clear_wake, zone=zone))
+        # Only now: a knob that was turned before the flag was cleared must be seen, nothing else tells of it.
+        settings = await self._settings(zone)
         if settings.mode is ZoneMode.MANUAL:
             return RoundOutcome(0, 0, again=False)
         async with self._database.read() as connection:
@@ -96,6 +96,10 @@ class AssignmentActivities:
         assigned = len(pairs) - conflicts
         log.info("round", zone=zone, round_id=round_id, waiting=len(deliveries), assigned=assigned, conflicts=conflicts)
         return RoundOutcome(assigned, conflicts, again=len(deliveries) == settings.max_batch and assigned > 0)
+
+    async def _settings(self, zone: str) -> zones.ZoneSettings:
+        async with self._database.read() as connection:
+            return await zones.get_settings(connection, zone) or zones.ZoneSettings()
 
     async def _give(self, round_id: str, pairs: Sequence[Pair]) -> int:
         """Commit the winners one by one; answer how many were lost to others meanwhile."""

@@ -6,9 +6,11 @@ from functools import partial
 
 from temporalio import activity
 
+from activities.jobs import job_run
 from db import order as orders
 from db.engine import Database
 from db.inventory import drift, holds
+from domain.ops import Job
 
 _SWEEP_BATCH = 200
 
@@ -23,6 +25,12 @@ class InventoryActivities:
     @activity.defn
     async def sweep_holds(self) -> int:
         """End every hold that is overdue by more than the grace, whatever became of its workflow; answer how many."""
+        async with job_run(self._database, Job.SWEEP) as run:
+            swept = await self._sweep()
+            run.result = {"overdueOrders": swept}
+        return swept
+
+    async def _sweep(self) -> int:
         swept = 0
         while True:
             async with self._database.read() as connection:
@@ -37,6 +45,12 @@ class InventoryActivities:
     @activity.defn
     async def reconcile(self, operation_id: str) -> int:
         """Set the operation's drifted products right (or log what a dry run would); answer how many there were."""
+        async with job_run(self._database, Job.RECONCILE) as run:
+            products = await self._reconcile(operation_id)
+            run.result = {"operationId": operation_id, "driftedProducts": products}
+        return products
+
+    async def _reconcile(self, operation_id: str) -> int:
         async with self._database.read() as connection:
             found = await drift.get_reconciliation(connection, operation_id)
             if found is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,8 +9,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sqlalchemy import Row
-from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.service import RPCError
 
 from api.models import (
     Name,
@@ -25,8 +22,9 @@ from api.models import (
     big_integer,
     time,
 )
-from api.problems import Problem, conflict, not_found, unavailable
+from api.problems import Problem, conflict, not_found
 from api.services import MISSING, RUNNING, Services, ServicesDep
+from db import reports
 from db.inventory import drift, holds, products
 from db.inventory.holds import StuckReservation
 from db.inventory.products import Product, StockBelowReserved
@@ -35,8 +33,6 @@ from domain.inventory import StuckCause
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
 
 router = APIRouter()
-
-_START_SECONDS = 5.0
 
 
 # --- products
@@ -139,26 +135,11 @@ async def sweep(request: Request, services: ServicesDep, body: Reasoned | None =
     operation_id = new_id()
     reason = body.reason if body else None
     workflow_id = services.names.sweep(operation_id)
-    await _start(services, SweepWorkflow.run, [], workflow_id)
+    await services.start(SweepWorkflow.run, [], workflow_id)
     await services.database.transact(
         lambda connection: holds.record_sweep(connection, operation_id, actor=actor(request), reason=reason)
     )
     return {"operationId": operation_id, "workflow": services.workflow_link(workflow_id)}
-
-
-async def _start(services: Services, workflow: Any, arguments: list[str], workflow_id: str) -> None:
-    """Start an operation's workflow, or say that nothing was started."""
-    try:
-        async with asyncio.timeout(_START_SECONDS):
-            await services.temporal.start_workflow(
-                workflow,
-                args=arguments,
-                id=workflow_id,
-                task_queue=services.names.main_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            )
-    except (TimeoutError, RPCError, RuntimeError) as error:
-        raise unavailable("temporal-unavailable", "Temporal does not answer.") from error
 
 
 # --- drift
@@ -168,32 +149,7 @@ async def _start(services: Services, workflow: Any, arguments: list[str], workfl
 async def get_drift(services: ServicesDep) -> dict[str, Any]:
     """Products whose counters disagree with their holds or with the ledger, the holds beside each."""
     async with services.database.read() as connection:
-        rows = await drift.drifted_products(connection)
-        reservations = await drift.active_reservations(connection, [row.sku for row in rows])
-    by_sku: dict[str, list[dict[str, Any]]] = {row.sku: [] for row in rows}
-    for reservation in reservations:
-        by_sku[reservation.sku].append(
-            {
-                "reservationId": str(reservation.reservation_id),
-                "orderId": reservation.order_id,
-                "quantity": reservation.quantity,
-                "expiresAt": time(reservation.expires_at),
-            }
-        )
-    items = [
-        {
-            "sku": row.sku,
-            "stock": row.stock,
-            "reservedStock": row.reserved,
-            "expectedReservedStock": row.expected_reserved,
-            "drift": row.reserved - row.expected_reserved,
-            "ledgerStock": row.ledger_stock,
-            "reservations": by_sku[row.sku],
-        }
-        for row in rows
-    ]
-    drifts = [item["drift"] for item in items if item["drift"]]
-    return {"driftedProducts": len(drifts), "driftQuantity": sum(map(abs, drifts)), "items": items}
+        return await reports.drift_report(connection)
 
 
 class Reconcile(NeedsReason):
@@ -214,7 +170,7 @@ async def reconcile(body: Reconcile, request: Request, services: ServicesDep) ->
         )
     )
     try:
-        await _start(services, ReconcileWorkflow.run, [operation_id], services.names.reconcile(operation_id))
+        await services.start(ReconcileWorkflow.run, [operation_id], services.names.reconcile(operation_id))
     except Problem:
         await services.database.transact(partial(drift.fail_reconciliation, operation_id=operation_id))
         raise

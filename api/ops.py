@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Row
 from temporalio.service import RPCError
 
 from api.metrics import render_metrics
-from api.models import Page, big_integer, time
+from api.models import Page, Reasoned, actor, big_integer, time
 from api.problems import unavailable
 from api.services import ServicesDep
-from db import ops
+from db import ops, reports
 from db.engine import DATABASE_ERRORS
 from db.inventory import drift
+from db.metrics import metric_families
 from db.migrations import is_migrated
+from domain.ids import new_id
+from workflows.ops import CrossCheckWorkflow
 
 router = APIRouter()
 
@@ -33,21 +37,22 @@ async def get_metrics(services: ServicesDep) -> Response:
         drift_totals = await drift.drift_totals(connection)
         invariants = await ops.check_invariants(connection)
     uptime_seconds = (datetime.now(UTC) - services.started_at).total_seconds()
-    return Response(render_metrics(metrics, drift_totals, invariants, uptime_seconds), media_type=CONTENT_TYPE_LATEST)
+    families = metric_families(metrics, drift_totals, invariants)
+    return Response(render_metrics(families, uptime_seconds), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/api/admin/ops/invariants")
 async def get_invariants(services: ServicesDep) -> dict[str, Any]:
     """Whether every promise is kept, and by which rows not."""
     async with services.database.read() as connection:
-        checks = await ops.check_invariants(connection)
-    return {
-        "ok": not any(check.violations for check in checks),
-        "checks": [
-            {"name": check.name, "ok": not check.violations, "violations": check.violations, "sample": check.sample}
-            for check in checks
-        ],
-    }
+        return reports.show_invariants(await ops.check_invariants(connection))
+
+
+@router.get("/api/admin/ops/health")
+async def get_health(services: ServicesDep) -> dict[str, Any]:
+    """How the jobs ran, who is there, and what goes on in the database; PostgreSQL alone is asked."""
+    async with services.database.read() as connection:
+        return await reports.health_report(connection)
 
 
 @router.get("/api/admin/ops/actions")
@@ -69,6 +74,28 @@ def _show_action(row: Row[Any]) -> dict[str, Any]:
         "before": row.before,
         "after": row.after,
     }
+
+
+@router.post("/api/admin/ops/cross-check", status_code=202)
+async def cross_check(request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+    """Make rows and workflows agree now, within the guards of a scheduled pass."""
+    await services.require_worker()
+    operation_id = new_id()
+    workflow_id = services.names.cross_check(operation_id)
+    await services.start(CrossCheckWorkflow.run, [False], workflow_id)
+    reason = body.reason if body else None
+    await services.database.transact(
+        partial(
+            ops.record_action,
+            actor=actor(request),
+            action="cross_check",
+            target=f"cross-check:{operation_id}",
+            reason=reason,
+            before=None,
+            after=None,
+        )
+    )
+    return {"operationId": operation_id, "workflow": services.workflow_link(workflow_id)}
 
 
 @router.get("/healthz")

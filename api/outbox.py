@@ -16,6 +16,7 @@ from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import endpoints, failures
 from db.outbox.failures import MessageMissing, MessageSettled
+from db.reports import show_failure
 from domain.outbox import (
     PUBLIC_TYPES,
     ErrorClass,
@@ -177,19 +178,7 @@ async def list_failures(
 
 
 def _show_failure(services: Services, row: Row[Any], workflow_id: str, workflow_status: str | None) -> dict[str, Any]:
-    return {
-        "messageId": message_id(row.position, row.endpoint_id),
-        "eventId": row.event_id,
-        "eventType": row.event_type,
-        "aggregateId": row.subject,
-        "sink": row.sink,
-        "status": row.status,
-        "attempts": row.attempts,
-        "lastError": row.last_error,
-        "errorClass": row.error_class,
-        "failedAt": time(row.failed_at),
-        "workflow": {**services.workflow_link(workflow_id), "status": workflow_status},
-    }
+    return {**show_failure(row), "workflow": {**services.workflow_link(workflow_id), "status": workflow_status}}
 
 
 @router.get("/ops/outbox/events/{event_id}")

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from fastapi import Depends, Request
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.problems import unavailable
@@ -20,6 +21,7 @@ from domain.ids import Names
 
 _DESCRIBES_AT_A_TIME = 10
 _DESCRIBE_SECONDS = 2.0
+_START_SECONDS = 5.0
 
 MISSING = "MISSING"
 """The status of a workflow that Temporal does not know."""
@@ -55,6 +57,20 @@ class Services:
             alive = await ops.workers_alive(connection)
         if not alive:
             raise unavailable("no-worker", "No worker is alive, so nothing was started.")
+
+    async def start(self, workflow: Any, arguments: list[Any], workflow_id: str) -> None:
+        """Start an operation's workflow, or raise the problem of nothing having been started."""
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self.temporal.start_workflow(
+                    workflow,
+                    args=arguments,
+                    id=workflow_id,
+                    task_queue=self.names.main_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                )
+        except (TimeoutError, RPCError, RuntimeError) as error:
+            raise unavailable("temporal-unavailable", "Temporal does not answer.") from error
 
     async def workflow_statuses(self, workflow_ids: Iterable[str]) -> dict[str, str | None]:
         """Each workflow's status by Temporal: its name, MISSING, or None where Temporal did not answer in time."""

@@ -63,6 +63,8 @@ class WrongInstallation(Exception):
 def error_code(error: BaseException) -> str:
     """What a database error may say in a log: its kind and SQLSTATE, never the values that PostgreSQL quotes."""
     original = getattr(error, "orig", None) or error
+    if isinstance(original.__cause__, asyncpg.PostgresError):  # what SQLAlchemy calls just "Error"
+        original = original.__cause__
     return f"{type(original).__name__} {getattr(original, 'sqlstate', None) or ''}".strip()
 
 

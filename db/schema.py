@@ -50,6 +50,8 @@ installation = Table(
         "singleton", Boolean, CheckConstraint("singleton", name="singleton"), primary_key=True, server_default="true"
     ),
     Column("id", Text, nullable=False),
+    # Temporal's standing workflows remember it: another database of the same name is not this one.
+    Column("database_id", UUID(as_uuid=False), nullable=False, server_default=text("gen_random_uuid()")),
     _time("created_at", default=True, nullable=False),
 )
 
@@ -436,6 +438,42 @@ admin_actions = Table(
     Column("reason", Text),
     Column("before", JSONB),
     Column("after", JSONB),
+)
+
+disagreements = Table(
+    "disagreements",
+    metadata,
+    # What the last cross-check found amiss between rows and workflows, and left.
+    Column("kind", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    _time("first_seen_at", default=True, nullable=False),
+)
+
+job_runs = Table(
+    "job_runs",
+    metadata,
+    Column("job", Text, primary_key=True),
+    _time("last_started_at"),
+    # The last run that got to its end and the last that did not: each time says one thing.
+    _time("last_finished_at"),
+    Column("last_result", JSONB),
+    Column("last_error", Text),
+    _time("last_error_at"),
+    Column("succeeded_total", BigInteger, nullable=False, server_default="0"),
+    Column("failed_total", BigInteger, nullable=False, server_default="0"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("snapshot_id", Text, primary_key=True),
+    Column("reason", Text),
+    Column("status", Text, nullable=False, server_default="RUNNING"),
+    Column("content", JSONB),
+    _time("created_at", default=True, nullable=False),
+    CheckConstraint("status IN ('RUNNING', 'DONE', 'FAILED')", name="status"),
+    CheckConstraint("(status = 'DONE') = (content IS NOT NULL)", name="content"),
+    Index("snapshots_newest", text("created_at DESC"), text("snapshot_id DESC")),
 )
 
 reconciliations = Table(

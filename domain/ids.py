@@ -20,6 +20,10 @@ ERROR_CLASS_ATTRIBUTE = "WaybillErrorClass"
 SEARCH_ATTRIBUTES = (STATUS_ATTRIBUTE, ZONE_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, ERROR_CLASS_ATTRIBUTE)
 """All of type Keyword; none holds personal data."""
 
+ORDER_WORKFLOW = "OrderWorkflow"
+RECONCILE_WORKFLOW = "ReconcileWorkflow"
+"""By name: the cross-check starts them."""
+
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
 """By name: relays start it, and activities know no workflow classes."""
 
@@ -87,9 +91,22 @@ class Names:
         """Workflow id of a failing message's retries."""
         return f"{self.installation}-outbox-failure-{message_id}"
 
+    @property
+    def cross_check_schedule(self) -> str:
+        """Id of the schedule that cross-checks."""
+        return f"{self.installation}-cross-check"
+
+    def cross_check(self, operation_id: str) -> str:
+        """Workflow id of a cross-check that an admin or a start-up asked for."""
+        return f"{self.installation}-cross-check-{operation_id}"
+
     def reconcile(self, operation_id: str) -> str:
         """Workflow id of a reconciliation."""
         return f"{self.installation}-reconcile-{operation_id}"
+
+    def snapshot(self, snapshot_id: str) -> str:
+        """Workflow id of a snapshot's capture."""
+        return f"{self.installation}-snapshot-{snapshot_id}"
 
     def sweep(self, operation_id: str) -> str:
         """Workflow id of a sweep that an admin asked for."""

@@ -75,6 +75,13 @@ async def house(database_url: str, client: Client, installation: str) -> AsyncIt
 
 
 @pytest_asyncio.fixture
+async def quiet_house(database_url: str, client: Client, installation: str) -> AsyncIterator[House]:
+    """A house where nobody is home: for what needs no worker."""
+    async with open_house(database_url, client, installation, worker=False) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     """A webhook receiver over real HTTP."""
     async with Receiver() as running:

@@ -154,7 +154,12 @@ def order_body(lines: Mapping[str, int], **body: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_house(
-    database_url: str, client: Client, installation: str, *, worker: bool = True, **settings: Any
+    database_url: str,
+    client: Client,
+    installation: str,
+    *,
+    worker: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[House]:
     """Open a house on a migrated database; with `worker=False` nobody is home."""
     house_settings = Settings(
@@ -165,7 +170,7 @@ async def open_house(
         courier_token=TOKENS["courier"],
         admin_token=TOKENS["admin"],
         webhook_allow_private=True,
-        **{"sweep_seconds": 3600, **settings},
+        **{"sweep_seconds": 3600, "cross_check_seconds": 3600, **settings},
     )
     database = Database(create_engine(database_url, name="test"))
     names = Names(installation)
@@ -173,10 +178,13 @@ async def open_house(
         stack.push_async_callback(database.close)
         claim = text("UPDATE installation SET id = :id")
         await database.transact(lambda connection: connection.execute(claim, {"id": installation}))
+        hurry = text("INSERT INTO zones (zone, batch_window_seconds) VALUES ('north', 0.1) ON CONFLICT DO NOTHING")
+        await database.transact(lambda connection: connection.execute(hurry))
         http = await stack.enter_async_context(_serve(house_settings, client))
         house = House(house_settings, client, database, names, http)
         if worker:
             stack.push_async_callback(_tear_down, client, names)
+        if worker:
             await stack.enter_async_context(running_worker(house_settings, client))
         yield house
 
@@ -206,8 +214,9 @@ async def _serve(settings: Settings, client: Client) -> AsyncIterator[httpx.Asyn
 
 async def _tear_down(client: Client, names: Names) -> None:
     """End what would stand in the shared Temporal for ever."""
-    with contextlib.suppress(RPCError):
-        await client.get_schedule_handle(names.sweep_schedule).delete()
+    for schedule in (names.sweep_schedule, names.cross_check_schedule):
+        with contextlib.suppress(RPCError):
+            await client.get_schedule_handle(schedule).delete()
     for shard in range(SHARDS):
         with contextlib.suppress(RPCError):
             await client.get_workflow_handle(names.relay(shard)).terminate("the test is over")

@@ -26,12 +26,13 @@ def curl_lines() -> str:
     return str(block)
 
 
-async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_events(receiver: Receiver) -> None:
+async def test_the_curl_lines_bring_an_order_to_the_door_and_a_receiver_holds_its_events(receiver: Receiver) -> None:
     with throw_away_directory() as directory:
         data_dir = DataDir(directory / ".data")
         environment = {f"WAYBILL_{name}": str(free_port()) for name in PORTS}
         environment |= {"PATH": os.environ["PATH"], "WAYBILL_DATA_DIR": str(data_dir.path)}
-        stack = _start([sys.executable, "-m", "local.up"], PROJECT, environment)
+        log, printed = directory / "stack.log", directory / "printed"
+        stack = _start([sys.executable, "-m", "local.up"], PROJECT, environment, log)
         try:
 
             async def up() -> bool:
@@ -39,17 +40,19 @@ async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_even
 
             await eventually(up, 60)
             lines = curl_lines().replace("http://127.0.0.1:9099/", receiver.url)
-            shell = _start(["/bin/sh", "-eu", "-c", lines], directory, dict(os.environ))
+            shell = _start(["/bin/sh", "-eu", "-c", lines], directory, dict(os.environ), printed)
 
             async def over() -> bool:
                 return shell.poll() is not None
 
             await eventually(over, 60)
-            said, _ = shell.communicate()
-            reserved, confirmed, shown = said.splitlines()[2:]
+            said = printed.read_text()
+            reserved, confirmed, _courier, picked_up, completed, shown = said.splitlines()[2:]
             assert '"status":"RESERVED"' in reserved
             assert '"status":"CONFIRMED"' in confirmed
-            assert shown == confirmed
+            assert '"status":"PICKED_UP"' in picked_up
+            assert '"status":"DELIVERED"' in completed
+            assert '"status":"DELIVERED"' in shown
             await _hold_the_events(receiver, said)
             assert set(read_stack_env(data_dir.stack_env)) == {
                 "WAYBILL_DATABASE_URL",
@@ -65,14 +68,17 @@ async def test_the_curl_lines_reserve_then_confirm_and_a_receiver_holds_the_even
             end_leftovers(data_dir.path, data_dir.postgres)
 
 
-def _start(command: list[str], directory: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True)
+def _start(command: list[str], directory: Path, environment: dict[str, str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("wb") as file:
+        return subprocess.Popen(command, cwd=directory, env=environment, stdout=file)
 
 
 async def _hold_the_events(receiver: Receiver, said: str) -> None:
     """The receiver holds the order's events in order, each genuine by the secret that the lines printed."""
     secret = re.findall(r'"secret":"(whsec_[^"]+)"', said)[0]
     order_id = re.findall(r'"orderId":"([^"]+)"', said)[0]
-    await receiver.got("order.reserved", "order.confirmed", "delivery.requested", lane=order_id)
+    orders_story = ("order.reserved", "order.confirmed")
+    deliverys_story = ("delivery.requested", "delivery.assigned", "delivery.picked_up")
+    await receiver.got(*orders_story, *deliverys_story, "order.delivered", lane=order_id)
     for received in receiver.accepted:
         verified(received, secret)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -44,6 +45,7 @@ class OrderWorkflow:
         self._order = order
         self._state: OrderState | None = None
         self._updates = 0
+        self._behind = False
         # Transactions of one order do not interleave: the workflow always knows what its row said last.
         self._lock = asyncio.Lock()
 
@@ -65,14 +67,14 @@ class OrderWorkflow:
     async def _until_deadline(self, activity: Callable[..., Any], summary: str) -> None:
         """Wait for the stage's deadline, or for the row to change; at the deadline the database's clock decides."""
         before = self._state
-        try:
+        with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
-                lambda: self._state is not before, timeout=self._timeout(), timeout_summary=summary
+                lambda: self._state is not before or self._behind, timeout=self._timeout(), timeout_summary=summary
             )
-        except TimeoutError:
-            async with self._lock:
-                if self._state is before:
-                    self._adopt(await self._transact(activity, self._order.order_id))
+        async with self._lock:
+            if self._state is before:
+                self._behind = False
+                self._adopt(await self._transact(activity, self._order.order_id))
 
     def _timeout(self) -> timedelta | None:
         """Until the stage's deadline; None where it has none any more. A hold always has one."""
@@ -122,8 +124,11 @@ class OrderWorkflow:
 
     @workflow.signal(name=ROW_CHANGED_SIGNAL)
     def row_changed(self, stage: OrderStatus) -> None:
-        """The row reached this stage without the workflow (the outbox tells)."""
-        self._adopt(OrderState(stage))
+        """The row reached this stage without the workflow (the outbox tells, or the cross-check)."""
+        if stage.open:
+            self._behind = stage is not self._stage  # there is a deadline to learn: look at the row
+        else:
+            self._adopt(OrderState(stage))
 
     # --- how it works
 

@@ -133,7 +133,7 @@ async def extend_hold(connection: AsyncConnection, order_id: str, hold_seconds: 
 
 _OVERDUE = text("""
     SELECT order_id FROM reservations
-    WHERE status = 'ACTIVE' AND expires_at < clock_timestamp() - make_interval(secs => :grace_seconds)
+    WHERE status = 'ACTIVE' AND expires_at < statement_timestamp() - make_interval(secs => :grace_seconds)
     GROUP BY order_id ORDER BY min(expires_at) LIMIT :limit
 """)
 
@@ -160,7 +160,7 @@ _STUCK = text("""
     SELECT reservation_id, order_id, sku, quantity, expires_at,
         CAST(extract(epoch FROM clock_timestamp() - expires_at) AS float8) AS overdue_seconds
     FROM reservations
-    WHERE status = 'ACTIVE' AND expires_at < clock_timestamp() - make_interval(secs => :grace_seconds)
+    WHERE status = 'ACTIVE' AND expires_at < statement_timestamp() - make_interval(secs => :grace_seconds)
         AND (CAST(:after_time AS timestamptz) IS NULL OR (expires_at, reservation_id) < (:after_time, :after_id))
     ORDER BY expires_at DESC, reservation_id DESC LIMIT :limit
 """)

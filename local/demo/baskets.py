@@ -127,7 +127,7 @@ def shelf(baskets: Sequence[Basket], chance: random.Random) -> dict[str, tuple[s
         for item in basket.items:
             wanted[item.sku] += item.quantity
             names[item.sku] = item.name
-        askers.update({item.sku for item in basket.items})
+        askers.update({item.sku for item in basket.items if item.quantity > 0})
     popular = [sku for sku, times in sorted(askers.items()) if times > 1]
     scarce = set(chance.sample(popular, min(len(popular), max(1, len(baskets) // 50))))
     return {sku: (name, wanted[sku] // 2 if sku in scarce else wanted[sku]) for sku, name in names.items()}

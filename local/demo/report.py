@@ -75,13 +75,22 @@ def failures(outcome: Outcome) -> list[str]:
         )
     if outcome.receiver.forged:
         told.append(f"{outcome.receiver.forged} requests to the receiver carried no good signature.")
-    told += [
+    if bugs := outcome.retries["HTTP 500"]:
+        told.append(f"{bugs} calls were answered 500, which no outage explains.")
+    return told + _unkept(outcome.invariants, outcome.drift)
+
+
+def _unkept(invariants: Any, drift: Any) -> list[str]:
+    """What the stack itself says against it."""
+    if invariants is None or drift is None:
+        return ["The invariants or the drift could not be read."]
+    told = [
         f"The invariant '{check['name']}' is violated {check['violations']} times: {check['sample']}"
-        for check in outcome.invariants["checks"]
+        for check in invariants["checks"]
         if not check["ok"]
     ]
-    if outcome.drift["driftedProducts"]:
-        told.append(f"{outcome.drift['driftedProducts']} products drifted.")
+    if drift["driftedProducts"]:
+        told.append(f"{drift['driftedProducts']} products drifted.")
     return told
 
 
@@ -93,7 +102,7 @@ def _sentence(what: str, examples: Sequence[str]) -> str:
 def table(outcome: Outcome) -> list[tuple[str, str]]:
     """What happened, a row each."""
     orders, receiver = outcome.orders, outcome.receiver
-    checks = outcome.invariants["checks"]
+    checks = outcome.invariants["checks"] if outcome.invariants else []
     zero = sum(order.zero_lines for order in orders)
     decided = [order.decided_seconds for order in orders if order.decided_seconds is not None]
     confirmed = [order.confirm_seconds for order in orders if order.confirm_seconds is not None]
@@ -118,8 +127,8 @@ def table(outcome: Outcome) -> list[tuple[str, str]]:
         ("  out of order", f"in {len(outcome.broken())} orders"),
         ("assignment conflicts", _totals(outcome.conflicts)),
         ("late deliveries", str(outcome.late())),
-        ("invariants", f"{sum(check['ok'] for check in checks)} of {len(checks)} hold"),
-        ("drifted products", str(outcome.drift["driftedProducts"])),
+        ("invariants", f"{sum(check['ok'] for check in checks)} of {len(checks)} hold" if checks else "unknown"),
+        ("drifted products", str(outcome.drift["driftedProducts"]) if outcome.drift else "unknown"),
     ]
 
 

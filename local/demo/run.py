@@ -134,7 +134,12 @@ async def _conflicts(api: Api) -> dict[str, int]:
 
 
 async def _read(api: Api, path: str) -> Any:
-    return (await api.call("admin", "GET", path, patience_seconds=_INVARIANTS_SECONDS)).body
+    """What it answers; None where it does not."""
+    try:
+        return (await api.call("admin", "GET", path, patience_seconds=_INVARIANTS_SECONDS)).body
+    except (GaveUp, Unexpected) as error:
+        say(str(error))
+        return None
 
 
 def _counts(shop: Shop, receiver: EventReceiver) -> Counts:

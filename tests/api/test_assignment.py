@@ -206,6 +206,7 @@ async def test_cancel_racing_pickup_has_one_winner(house: House) -> None:
 
 async def test_a_burst_of_200_deliveries_costs_half_a_dispatch_event_each(house: House) -> None:
     await house.product("tea", 200)
+    await house.call("PATCH", "/api/admin/ops/assignment/settings/north", {"batchWindowSeconds": 2})  # the default
     await asyncio.gather(*(house.courier(f"c-{number}", capacity=20) for number in range(12)))
     await asyncio.gather(*(house.confirmed(f"k-{number}") for number in range(200)))
 
@@ -218,12 +219,12 @@ async def test_a_burst_of_200_deliveries_costs_half_a_dispatch_event_each(house:
     await house.invariants_hold()
 
 
-async def test_a_zones_knobs_are_changed_live_and_audited(house: House) -> None:
-    path = "/api/admin/ops/assignment/settings/north"
-    assert (await house.call("GET", path)).status_code == 404
-    changed = await house.call("PATCH", path, {"batchWindowSeconds": 0.5, "maxBatch": 7, "reason": "rush hour"})
+async def test_a_zones_knobs_are_changed_live_and_audited(quiet_house: House) -> None:
+    path = "/api/admin/ops/assignment/settings/south"
+    assert (await quiet_house.call("GET", path)).status_code == 404
+    changed = await quiet_house.call("PATCH", path, {"batchWindowSeconds": 0.5, "maxBatch": 7, "reason": "rush hour"})
     assert changed.json() == {
-        "zone": "north",
+        "zone": "south",
         "batchWindowSeconds": 0.5,
         "maxBatch": 7,
         "parallelRounds": 1,
@@ -232,10 +233,10 @@ async def test_a_zones_knobs_are_changed_live_and_audited(house: House) -> None:
         "maxOffers": 3,
         "mode": "auto",
     }
-    assert await house.get(path) == changed.json()
-    action = (await house.get("/api/admin/ops/actions"))["items"][0]
+    assert await quiet_house.get(path) == changed.json()
+    action = (await quiet_house.get("/api/admin/ops/actions"))["items"][0]
     assert (action["action"], action["reason"], action["after"]["max_batch"]) == ("assignment.settings", "rush hour", 7)
-    assert (await house.call("PATCH", path, {"mode": "chaos"})).status_code == 422
+    assert (await quiet_house.call("PATCH", path, {"mode": "chaos"})).status_code == 422
 
 
 async def test_a_round_can_be_asked_for(house: House) -> None:
@@ -250,15 +251,15 @@ async def test_a_round_can_be_asked_for(house: House) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"capacity": 0}, {"lat": 91}, {"zone": ""}, {"online": "yes"}, {"colour": 1}], ids=str)
-async def test_a_courier_that_cannot_be_is_422(house: House, bad: dict[str, Any]) -> None:
+async def test_a_courier_that_cannot_be_is_422(quiet_house: House, bad: dict[str, Any]) -> None:
     body = {"zone": "north", **HERE, "capacity": 3, "online": True, **bad}
-    answer = await house.call("PUT", "/api/couriers/ada", body)
+    answer = await quiet_house.call("PUT", "/api/couriers/ada", body)
     assert answer.status_code == 422
 
 
-async def test_couriers_and_deliveries_that_are_not_there_are_404(house: House) -> None:
+async def test_couriers_and_deliveries_that_are_not_there_are_404(quiet_house: House) -> None:
     for path in ("/api/couriers/x", "/api/couriers/x/deliveries", "/api/deliveries/x"):
-        assert (await house.call("GET", path)).status_code == 404
-    assert (await house.act("x", "pickup", "ada")).status_code == 404
-    assert (await house.act("x", "complete", "ada")).status_code == 404
-    assert (await house.act("x", "juggle", "ada")).status_code in (404, 422)
+        assert (await quiet_house.call("GET", path)).status_code == 404
+    assert (await quiet_house.act("x", "pickup", "ada")).status_code == 404
+    assert (await quiet_house.act("x", "complete", "ada")).status_code == 404
+    assert (await quiet_house.act("x", "juggle", "ada")).status_code in (404, 422)

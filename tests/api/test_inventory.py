@@ -42,12 +42,12 @@ async def test_stock_cannot_be_set_under_what_is_reserved(house: House) -> None:
     assert await house.stock("tea") == (5, 3)
 
 
-async def test_products_are_listed_newest_first(house: House) -> None:
+async def test_products_are_listed_newest_first(quiet_house: House) -> None:
     for sku in ("b", "c", "a"):
-        await house.product(sku, 1)
-    first = await house.get("/api/products?limit=2")
+        await quiet_house.product(sku, 1)
+    first = await quiet_house.get("/api/products?limit=2")
     assert [product["sku"] for product in first["items"]] == ["a", "c"]
-    rest = await house.get(f"/api/products?limit=2&cursor={first['nextCursor']}")
+    rest = await quiet_house.get(f"/api/products?limit=2&cursor={first['nextCursor']}")
     assert ([product["sku"] for product in rest["items"]], rest["nextCursor"]) == (["b"], None)
 
 
@@ -168,10 +168,10 @@ async def _reconciled(house: House, body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-async def test_a_reconciliation_needs_a_reason(house: House) -> None:
-    answer = await house.call("POST", "/api/admin/ops/inventory/reconcile", {"dryRun": True})
+async def test_a_reconciliation_needs_a_reason(quiet_house: House) -> None:
+    answer = await quiet_house.call("POST", "/api/admin/ops/inventory/reconcile", {"dryRun": True})
     assert answer.status_code == 422
-    assert (await house.call("GET", "/api/admin/ops/inventory/reconcile/nope")).status_code == 404
+    assert (await quiet_house.call("GET", "/api/admin/ops/inventory/reconcile/nope")).status_code == 404
 
 
 async def test_a_drifted_product_never_blocks_its_orders(house: House) -> None:

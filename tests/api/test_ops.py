@@ -29,9 +29,9 @@ NAMES = {
 }
 
 
-async def test_every_metric_of_the_contract_is_served(house: House) -> None:
-    await house.webhook("shop", "http://127.0.0.1:9/")
-    answer = await house.call("GET", "/api/admin/ops/metrics")
+async def test_every_metric_of_the_contract_is_served(quiet_house: House) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    answer = await quiet_house.call("GET", "/api/admin/ops/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     families = text_string_to_metric_families(answer.text)
     assert {sample.name for family in families for sample in family.samples} >= NAMES
@@ -51,16 +51,16 @@ async def test_counts_by_status_follow_the_orders(house: House) -> None:
     assert await house.metric("ops_assignment_pending_deliveries") == 1
 
 
-async def test_a_broken_promise_is_named_with_a_sample(house: House) -> None:
-    await house.product("tea", 5)
-    await house.sql("UPDATE products SET reserved = 3")
-    invariants = await house.get("/api/admin/ops/invariants")
+async def test_a_broken_promise_is_named_with_a_sample(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+    await quiet_house.sql("UPDATE products SET reserved = 3")
+    invariants = await quiet_house.get("/api/admin/ops/invariants")
     broken = [check for check in invariants["checks"] if not check["ok"]]
     assert not invariants["ok"]
     assert [(check["name"], check["violations"], check["sample"]) for check in broken] == [
         ("reserved_matches_active_reservations", 1, ["tea"])
     ]
-    assert await house.metric('ops_invariant_violations{invariant="reserved_matches_active_reservations"}') == 1
+    assert await quiet_house.metric('ops_invariant_violations{invariant="reserved_matches_active_reservations"}') == 1
 
 
 async def test_a_message_ready_for_long_at_a_reachable_sink_breaks_a_promise(
@@ -79,19 +79,19 @@ async def test_a_message_ready_for_long_at_a_reachable_sink_breaks_a_promise(
         assert (await house.get("/api/admin/ops/invariants"))["ok"]
 
 
-async def test_actions_are_listed_newest_first_page_by_page(house: House) -> None:
+async def test_actions_are_listed_newest_first_page_by_page(quiet_house: House) -> None:
     for number in range(3):
-        await house.product(f"sku-{number}", 1)
-    page = await house.get("/api/admin/ops/actions?limit=2")
-    rest = await house.get(f"/api/admin/ops/actions?limit=2&cursor={page['nextCursor']}")
+        await quiet_house.product(f"sku-{number}", 1)
+    page = await quiet_house.get("/api/admin/ops/actions?limit=2")
+    rest = await quiet_house.get(f"/api/admin/ops/actions?limit=2&cursor={page['nextCursor']}")
     targets = [each["target"] for each in page["items"] + rest["items"]]
     assert targets == ["product:sku-2", "product:sku-1", "product:sku-0"]
     assert page["items"][0].keys() == {"at", "actor", "action", "target", "reason", "before", "after"}
 
 
-async def test_health_and_readiness_need_no_token(house: House) -> None:
+async def test_health_and_readiness_need_no_token(quiet_house: House) -> None:
     for path in ("/healthz", "/readyz"):
-        answer = await house.http.get(path)
+        answer = await quiet_house.http.get(path)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 

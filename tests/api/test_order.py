@@ -250,9 +250,9 @@ async def test_orders_are_listed_newest_first_page_by_page(house: House) -> None
 
 
 @pytest.mark.parametrize("order_id", ["nope", "0", "%F0%9F%8D%B5", "a%00b", "x" * 5000])
-async def test_an_id_of_any_shape_that_does_not_exist_is_404(house: House, order_id: str) -> None:
+async def test_an_id_of_any_shape_that_does_not_exist_is_404(quiet_house: House, order_id: str) -> None:
     for method, path in (("GET", ""), ("POST", "/confirm"), ("POST", "/cancel")):
-        answer = await house.call(method, f"/api/orders/{order_id}{path}")
+        answer = await quiet_house.call(method, f"/api/orders/{order_id}{path}")
         assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 

@@ -85,8 +85,8 @@ BAD_WEBHOOKS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "body"), BAD_WEBHOOKS, ids=str)
-async def test_a_webhook_that_cannot_be_meant_is_422(house: House, name: str, body: dict[str, Any]) -> None:
-    answer = await house.call("PUT", f"/api/admin/webhooks/{name}", body)
+async def test_a_webhook_that_cannot_be_meant_is_422(quiet_house: House, name: str, body: dict[str, Any]) -> None:
+    answer = await quiet_house.call("PUT", f"/api/admin/webhooks/{name}", body)
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
 
 
@@ -146,7 +146,7 @@ async def test_an_ignored_message_is_given_up_with_a_reason(house: House, receiv
 
 
 @pytest.mark.parametrize("message", ["nope", "1-1", "1-99999999999", "9" * 30 + "-1", "1", "-", "١-١"])
-async def test_a_message_that_never_failed_is_404(house: House, message: str) -> None:
-    answer = await house.call("POST", f"{FAILURES}/{message}/replay", {})
+async def test_a_message_that_never_failed_is_404(quiet_house: House, message: str) -> None:
+    answer = await quiet_house.call("POST", f"{FAILURES}/{message}/replay", {})
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
-    assert (await house.call("GET", "/api/admin/ops/outbox/events/nope")).status_code == 404
+    assert (await quiet_house.call("GET", "/api/admin/ops/outbox/events/nope")).status_code == 404

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.houses import TOKENS, House, open_house, order_body
+from tests.houses import TOKENS, House, order_body
 
 KEY = {"Idempotency-Key": "k-1"}
 
@@ -26,26 +26,28 @@ def assert_problem(answer: httpx.Response, status: int, slug: str) -> None:
     assert problem["detail"]
 
 
-async def test_a_missing_or_overlong_idempotency_key_is_400(house: House) -> None:
-    missing = await house.call("POST", "/api/orders", order_body({"tea": 1}))
+async def test_a_missing_or_overlong_idempotency_key_is_400(quiet_house: House) -> None:
+    missing = await quiet_house.call("POST", "/api/orders", order_body({"tea": 1}))
     assert_problem(missing, 400, "idempotency-key-missing")
-    overlong = await house.call("POST", "/api/orders", order_body({"tea": 1}), headers={"Idempotency-Key": "k" * 256})
+    overlong = await quiet_house.call(
+        "POST", "/api/orders", order_body({"tea": 1}), headers={"Idempotency-Key": "k" * 256}
+    )
     assert_problem(overlong, 400, "idempotency-key-too-long")
 
 
-async def test_a_body_that_is_not_json_is_400(house: House) -> None:
+async def test_a_body_that_is_not_json_is_400(quiet_house: House) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
     for content in (b'{"customerId":', b"\xff\xfe", b""):
-        answer = await house.http.post("/api/orders", content=content, headers=headers)
+        answer = await quiet_house.http.post("/api/orders", content=content, headers=headers)
         assert answer.status_code in (400, 422)
         assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic YTpi", "Bearer", f"bearer{TOKENS['admin']}"])
-async def test_without_a_good_token_it_is_401(house: House, authorization: str | None) -> None:
+async def test_without_a_good_token_it_is_401(quiet_house: House, authorization: str | None) -> None:
     headers = {"authorization": authorization} if authorization else {}
     for path in ("/api/orders", "/api/admin/ops/metrics", "/api/nothing", "/nothing"):
-        answer = await house.http.get(path, headers=headers)
+        answer = await quiet_house.http.get(path, headers=headers)
         assert_problem(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
 
@@ -65,27 +67,27 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize(("role", "method", "path"), FORBIDDEN)
-async def test_the_wrong_role_is_403(house: House, role: str, method: str, path: str) -> None:
-    assert_problem(await house.call(method, path, role=role), 403, "forbidden")
+async def test_the_wrong_role_is_403(quiet_house: House, role: str, method: str, path: str) -> None:
+    assert_problem(await quiet_house.call(method, path, role=role), 403, "forbidden")
 
 
-async def test_an_address_that_is_none_is_404_and_a_wrong_method_405(house: House) -> None:
-    assert_problem(await house.call("GET", "/api/nothing"), 404, "not-found")
-    wrong = await house.call("DELETE", "/api/orders")
+async def test_an_address_that_is_none_is_404_and_a_wrong_method_405(quiet_house: House) -> None:
+    assert_problem(await quiet_house.call("GET", "/api/nothing"), 404, "not-found")
+    wrong = await quiet_house.call("DELETE", "/api/orders")
     assert_problem(wrong, 405, "method-not-allowed")
     assert wrong.headers["allow"]
 
 
-async def test_a_body_of_more_than_a_mebibyte_is_413(house: House) -> None:
+async def test_a_body_of_more_than_a_mebibyte_is_413(quiet_house: House) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
     big = b'{"customerId":"' + b"c" * (1024 * 1024) + b'"}'
-    assert_problem(await house.http.post("/api/orders", content=big, headers=headers), 413, "content-too-large")
+    assert_problem(await quiet_house.http.post("/api/orders", content=big, headers=headers), 413, "content-too-large")
 
     async def in_pieces() -> Any:
         for start in range(0, len(big), 65536):
             yield big[start : start + 65536]
 
-    answer = await house.http.post("/api/orders", content=in_pieces(), headers=headers)
+    answer = await quiet_house.http.post("/api/orders", content=in_pieces(), headers=headers)
     assert_problem(answer, 413, "content-too-large")
 
 
@@ -118,26 +120,26 @@ BAD_ORDERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("bad", BAD_ORDERS, ids=str)
-async def test_an_order_that_cannot_be_meant_is_422(bad_input_house: House, bad: dict[str, Any]) -> None:
+async def test_an_order_that_cannot_be_meant_is_422(quiet_house: House, bad: dict[str, Any]) -> None:
     body = {**order_body({"tea": 1}), **bad}
-    assert_problem(await bad_input_house.call("POST", "/api/orders", body, headers=KEY), 422, "invalid-request")
+    assert_problem(await quiet_house.call("POST", "/api/orders", body, headers=KEY), 422, "invalid-request")
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000"'])
-async def test_text_that_cannot_be_stored_is_422_wherever_it_stands(bad_input_house: House, text: str) -> None:
+async def test_text_that_cannot_be_stored_is_422_wherever_it_stands(quiet_house: House, text: str) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
     content = f'{{"name":{text},"stock":1}}'
-    answer = await bad_input_house.http.put("/api/admin/products/tea", content=content, headers=headers)
+    answer = await quiet_house.http.put("/api/admin/products/tea", content=content, headers=headers)
     assert_problem(answer, 422, "invalid-request")
     content = f'{{{text}:1,"name":"Tea","stock":1}}'
-    answer = await bad_input_house.http.put("/api/admin/products/tea", content=content, headers=headers)
+    answer = await quiet_house.http.put("/api/admin/products/tea", content=content, headers=headers)
     assert_problem(answer, 422, "invalid-request")
 
 
-async def test_not_a_number_is_422(bad_input_house: House) -> None:
+async def test_not_a_number_is_422(quiet_house: House) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
     content = '{"customerId":"c","zone":"z","lines":[{"sku":"tea","quantity":1}],"dropoff":{"lat":NaN,"lng":1e999}}'
-    answer = await bad_input_house.http.post("/api/orders", content=content, headers=headers)
+    answer = await quiet_house.http.post("/api/orders", content=content, headers=headers)
     assert_problem(answer, 422, "invalid-request")
 
 
@@ -158,41 +160,34 @@ BAD_PAGES = [
 
 
 @pytest.mark.parametrize("query", BAD_PAGES)
-async def test_a_page_that_cannot_be_is_422(bad_input_house: House, query: str) -> None:
+async def test_a_page_that_cannot_be_is_422(quiet_house: House, query: str) -> None:
     for path in ("/api/orders", "/api/products", "/api/admin/ops/actions", "/api/admin/ops/outbox/failures"):
-        answer = await bad_input_house.call("GET", f"{path}?{query}")
+        answer = await quiet_house.call("GET", f"{path}?{query}")
         assert answer.status_code == 422, (path, answer.text)
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_body_of_another_content_type_is_told_so(bad_input_house: House) -> None:
+async def test_a_body_of_another_content_type_is_told_so(quiet_house: House) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "text/plain", **KEY}
-    answer = await bad_input_house.http.post("/api/orders", content=b"{}", headers=headers)
+    answer = await quiet_house.http.post("/api/orders", content=b"{}", headers=headers)
     assert answer.status_code in (415, 422)
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("event_id", ["urn:uuid:00000000-0000-0000-0000-000000000000", "{0}", "0" * 32])
-async def test_an_event_by_any_spelling_of_an_unknown_id_is_404(bad_input_house: House, event_id: str) -> None:
-    answer = await bad_input_house.call("GET", f"/api/admin/ops/outbox/events/{event_id}")
+async def test_an_event_by_any_spelling_of_an_unknown_id_is_404(quiet_house: House, event_id: str) -> None:
+    answer = await quiet_house.call("GET", f"/api/admin/ops/outbox/events/{event_id}")
     assert_problem(answer, 404, "not-found")
 
 
-async def test_an_event_type_that_is_not_even_text_is_422(bad_input_house: House) -> None:
+async def test_an_event_type_that_is_not_even_text_is_422(quiet_house: House) -> None:
     headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json"}
     content = '{"url":"http://example.com/","eventTypes":["\\ud800"]}'
-    answer = await bad_input_house.http.put("/api/admin/webhooks/w", content=content, headers=headers)
+    answer = await quiet_house.http.put("/api/admin/webhooks/w", content=content, headers=headers)
     assert_problem(answer, 422, "invalid-request")
 
 
-async def test_a_trailing_slash_is_another_address_and_head_is_get_without_its_body(bad_input_house: House) -> None:
-    assert_problem(await bad_input_house.call("GET", "/api/orders/"), 404, "not-found")
-    head = await bad_input_house.call("HEAD", "/api/orders")
+async def test_a_trailing_slash_is_another_address_and_head_is_get_without_its_body(quiet_house: House) -> None:
+    assert_problem(await quiet_house.call("GET", "/api/orders/"), 404, "not-found")
+    head = await quiet_house.call("HEAD", "/api/orders")
     assert (head.status_code, head.content) == (200, b"")
-
-
-@pytest.fixture
-async def bad_input_house(database_url: str, client: Any, installation: str) -> Any:
-    """A house without a worker: what is refused for its form never gets that far."""
-    async with open_house(database_url, client, installation, worker=False) as opened:
-        yield opened

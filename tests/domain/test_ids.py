@@ -90,6 +90,7 @@ def temporal_names(names: Names) -> list[str]:
         names.failure("1-1"),
         names.reconcile("r-1"),
         names.sweep("s-1"),
+        names.snapshot("s-1"),
         names.sweep_schedule,
     ]
 

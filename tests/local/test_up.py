@@ -10,18 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from local.leftovers import end_leftovers, mark, marked_processes
 from local.ports import free_port
-from local.postgres import postgres_leftovers
 from local.processes import Command, Process
 from local.stack import DataDir, read_stack_env
+from tests.local.stacks import PROJECT, everything, stack_environment, stack_up
 from tests.servers import throw_away_directory
 from tests.waiting import wait_until
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(name="data_dir")
@@ -30,12 +27,6 @@ def _data_dir() -> Iterator[DataDir]:
         data_dir = DataDir(directory)
         data_dir.create()
         yield data_dir
-
-
-def _environment(data_dir: DataDir, **more: str) -> dict[str, str]:
-    ports = ("API_PORT", "PG_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "WORKER_METRICS_PORT")
-    chosen = {f"WAYBILL_{name}": str(free_port()) for name in ports}
-    return {"PATH": os.environ["PATH"], "WAYBILL_DATA_DIR": str(data_dir.path), **chosen, **more}
 
 
 def _refusal(environment: dict[str, str]) -> str:
@@ -59,7 +50,7 @@ def _refusal(environment: dict[str, str]) -> str:
     "variable", ["WAYBILL_API_PORT", "WAYBILL_PG_PORT", "WAYBILL_TEMPORAL_UI_PORT", "WAYBILL_WORKER_METRICS_PORT"]
 )
 def test_a_busy_port_is_named_with_its_variable_and_its_holder(data_dir: DataDir, variable: str) -> None:
-    environment = _environment(data_dir)
+    environment = stack_environment(data_dir)
     with socket.create_server(("127.0.0.1", int(environment[variable]))):
         said = _refusal(environment)
     assert f"Port {environment[variable]} for " in said
@@ -68,32 +59,32 @@ def test_a_busy_port_is_named_with_its_variable_and_its_holder(data_dir: DataDir
 
 
 def test_one_port_for_two_things_is_refused(data_dir: DataDir) -> None:
-    environment = _environment(data_dir)
+    environment = stack_environment(data_dir)
     environment["WAYBILL_PG_PORT"] = environment["WAYBILL_API_PORT"]
     assert "is asked for twice, for the API and for PostgreSQL" in _refusal(environment)
 
 
 def test_a_second_run_on_the_same_data_dir_is_refused(data_dir: DataDir) -> None:
     with data_dir.locked():
-        said = _refusal(_environment(data_dir))
+        said = _refusal(stack_environment(data_dir))
     assert f"Another `make up` (process {os.getpid()}) runs on {data_dir.path}" in said
 
 
 def test_a_malformed_setting_is_named(data_dir: DataDir) -> None:
-    assert "WAYBILL_WORKERS is 'many'" in _refusal(_environment(data_dir, WAYBILL_WORKERS="many"))
+    assert "WAYBILL_WORKERS is 'many'" in _refusal(stack_environment(data_dir, WAYBILL_WORKERS="many"))
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(data_dir: DataDir) -> None:
     port = free_port()
     url = f"postgresql://someone:secret@127.0.0.1:{port}/waybill"
-    said = _refusal(_environment(data_dir, WAYBILL_DATABASE_URL=url))
+    said = _refusal(stack_environment(data_dir, WAYBILL_DATABASE_URL=url))
     assert f"WAYBILL_DATABASE_URL (127.0.0.1:{port}/waybill) cannot be used" in said
     assert "secret" not in said
 
 
 def test_a_temporal_that_does_not_answer_is_named(data_dir: DataDir) -> None:
     address = f"127.0.0.1:{free_port()}"
-    said = _refusal(_environment(data_dir, TEMPORAL_ADDRESS=address))
+    said = _refusal(stack_environment(data_dir, TEMPORAL_ADDRESS=address))
     assert f"The Temporal of TEMPORAL_ADDRESS ({address}) cannot be used" in said
 
 
@@ -101,27 +92,12 @@ def test_data_of_another_version_is_refused(data_dir: DataDir) -> None:
     data = data_dir.postgres / "data"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("15\n")
-    assert f"{data} holds data of PostgreSQL 15" in _refusal(_environment(data_dir))
-
-
-def _up(environment: dict[str, str], log: Path) -> Process:
-    """A supervisor that has brought the whole stack up."""
-    supervisor = Process(
-        Command(name="up", argv=[sys.executable, "-m", "local.up"], environment=environment, directory=PROJECT), log
-    )
-    supervisor.start()
-    wait_until(lambda: "Waybill is up." in supervisor.output() or not supervisor.running, 60)
-    assert supervisor.running, supervisor.output()
-    return supervisor
-
-
-def _everything(data_dir: DataDir) -> list[psutil.Process]:
-    return [*marked_processes(data_dir.path), *postgres_leftovers(data_dir.postgres)]
+    assert f"{data} holds data of PostgreSQL 15" in _refusal(stack_environment(data_dir))
 
 
 def test_the_stack_comes_up_survives_kills_and_stops_without_a_trace(data_dir: DataDir, tmp_path: Path) -> None:
-    environment = _environment(data_dir)
-    supervisor = _up(environment, tmp_path / "up.log")
+    environment = stack_environment(data_dir)
+    supervisor = stack_up(environment, tmp_path / "up.log")
     try:
         first = read_stack_env(data_dir.stack_env)
         [api] = [process for process in marked_processes(data_dir.path) if "api.app" in process.cmdline()]
@@ -131,23 +107,23 @@ def test_the_stack_comes_up_survives_kills_and_stops_without_a_trace(data_dir: D
         # The supervisor alone is killed: what it started lives on, and the next run ends it and takes over.
         supervisor.signal(signal.SIGKILL)
         wait_until(lambda: not supervisor.running)
-        assert _everything(data_dir)
-        supervisor = _up(environment, tmp_path / "up.log")
+        assert everything(data_dir)
+        supervisor = stack_up(environment, tmp_path / "up.log")
         assert "that an earlier run left behind" in supervisor.output()
         assert read_stack_env(data_dir.stack_env) == first
 
         # Everything is killed.
         supervisor.signal(signal.SIGKILL)
         wait_until(lambda: not supervisor.running)
-        for process in _everything(data_dir):
+        for process in everything(data_dir):
             process.kill()
-        supervisor = _up(environment, tmp_path / "up.log")
+        supervisor = stack_up(environment, tmp_path / "up.log")
         assert read_stack_env(data_dir.stack_env) == first
 
         supervisor.signal(signal.SIGINT)
         wait_until(lambda: not supervisor.running, 10)
         assert supervisor.exit_code == 0
-        assert _everything(data_dir) == []
+        assert everything(data_dir) == []
         assert not data_dir.stack_env.exists()
     finally:
         supervisor.kill()
@@ -179,7 +155,7 @@ def test_leftovers_are_ended_by_their_mark_and_nobody_else(data_dir: DataDir, tm
 
 def test_psql_says_when_no_stack_runs(data_dir: DataDir) -> None:
     def said() -> str:
-        environment = _environment(data_dir)
+        environment = stack_environment(data_dir)
         command = [sys.executable, "-m", "local.psql"]
         done = subprocess.run(
             command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60, check=False

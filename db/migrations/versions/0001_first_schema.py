@@ -80,9 +80,17 @@ def create_tables() -> None:
         "installation",
         sa.Column("singleton", sa.Boolean(), server_default="true", nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("database_id", sa.UUID(as_uuid=False), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("singleton", name=op.f("installation_singleton_check")),
         sa.PrimaryKeyConstraint("singleton", name=op.f("installation_pkey")),
+    )
+    op.create_table(
+        "disagreements",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("first_seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "target", name=op.f("disagreements_pkey")),
     )
     op.create_table(
         "orders",

@@ -1,0 +1,110 @@
+"""What the rows say should live in Temporal, and what the last cross-check found amiss."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.order import OrderStatus
+
+_PAGE = 1000
+_OPEN_ORDERS = text("""
+    SELECT order_id, status FROM orders
+    WHERE status IN ('RESERVED', 'CONFIRMED') AND order_id > :after ORDER BY order_id LIMIT :limit
+""")
+_STAGES = text("SELECT order_id, status FROM orders WHERE order_id = ANY(CAST(:order_ids AS text[]))")
+_RETRYING = text("""
+    SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures WHERE status = 'RETRYING'
+""")
+_FORGET_WORKFLOW = text("""
+    UPDATE outbox_failures SET workflow_started_at = NULL
+    WHERE status = 'RETRYING' AND position || '-' || endpoint_id = ANY(CAST(:message_ids AS text[]))
+""")
+_WAITING_ZONES = text("""
+    SELECT zone FROM deliveries WHERE status = 'PENDING' AND NOT pinned GROUP BY zone
+    UNION SELECT zone FROM zones WHERE wake
+""")
+_RESET_WAKE = text("UPDATE zones SET wake_signalled = false WHERE zone = :zone")
+_RUNNING_RECONCILIATIONS = text("SELECT operation_id FROM reconciliations WHERE status = 'RUNNING'")
+_DATABASE_ID = text("SELECT CAST(database_id AS text) FROM installation")
+
+
+async def open_orders(connection: AsyncConnection) -> AsyncIterator[tuple[str, OrderStatus]]:
+    """Every order that something can still happen to, with its stage."""
+    after = ""
+    while True:
+        rows = (await connection.execute(_OPEN_ORDERS, {"after": after, "limit": _PAGE})).all()
+        for row in rows:
+            yield row.order_id, OrderStatus(row.status)
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1].order_id
+
+
+async def stages(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, OrderStatus]:
+    """The stages of those of the orders that have a row."""
+    rows = await connection.execute(_STAGES, {"order_ids": list(order_ids)})
+    return {row.order_id: OrderStatus(row.status) for row in rows}
+
+
+async def retrying_messages(connection: AsyncConnection) -> list[str]:
+    """Ids of the messages whose retries a workflow should be making."""
+    return [row.message_id for row in await connection.execute(_RETRYING)]
+
+
+async def forget_failure_workflows(connection: AsyncConnection, message_ids: Sequence[str]) -> None:
+    """Their workflows are gone: the relays start new ones within a second."""
+    await connection.execute(_FORGET_WORKFLOW, {"message_ids": list(message_ids)})
+
+
+async def waiting_zones(connection: AsyncConnection) -> list[str]:
+    """Zones whose dispatch has something to do."""
+    return [row.zone for row in await connection.execute(_WAITING_ZONES)]
+
+
+async def reset_wake(connection: AsyncConnection, zone: str) -> None:
+    """Whoever was told of the zone's wake flag is gone."""
+    await connection.execute(_RESET_WAKE, {"zone": zone})
+
+
+async def running_reconciliations(connection: AsyncConnection) -> list[str]:
+    """Ids of the reconciliations that are not done."""
+    return [row.operation_id for row in await connection.execute(_RUNNING_RECONCILIATIONS)]
+
+
+async def database_id(connection: AsyncConnection) -> str:
+    """This database's own id: a new one cannot pass for the one that Temporal's workflows belong to."""
+    found: str = (await connection.execute(_DATABASE_ID)).scalar_one()
+    return found
+
+
+# --- findings
+
+_KEEP = text("""
+    DELETE FROM disagreements WHERE NOT (kind || ':' || target) = ANY(CAST(:current AS text[]))
+""")
+_ADD = text("""
+    INSERT INTO disagreements (kind, target)
+    SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:targets AS text[])) ON CONFLICT DO NOTHING
+""")
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A row and a workflow that do not agree, and were not made to."""
+
+    kind: str
+    target: str
+
+
+async def record_disagreements(connection: AsyncConnection, found: Collection[Disagreement]) -> None:
+    """Keep what a pass left amiss, each since it was first seen."""
+    await connection.execute(_KEEP, {"current": [f"{each.kind}:{each.target}" for each in found]})
+    parameters: Mapping[str, list[str]] = {
+        "kinds": [each.kind for each in found],
+        "targets": [each.target for each in found],
+    }
+    await connection.execute(_ADD, parameters)

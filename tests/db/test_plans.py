@@ -1,0 +1,60 @@
+"""What the views of operations read in a shop where nearly everything is over: only what is not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from db.engine import create_engine
+from local.postgres import SUPERUSER, EmbeddedPostgres
+from soak.past import SLICE, load
+from soak.plans import OPEN_INDEXES, VIEWS, Scan, scans
+from tests.servers import fresh_database
+
+
+@pytest_asyncio.fixture(scope="module", name="old_shop")
+async def _old_shop(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[AsyncEngine]:
+    async with fresh_database(postgres, "old-shop", template) as url:
+        await load(postgres.url("old-shop", role=SUPERUSER), SLICE)
+        engine = create_engine(url, name="test")
+        yield engine
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+async def test_no_view_reads_what_is_over(old_shop: AsyncEngine, view: str) -> None:
+    found = await scans(old_shop, view)
+    assert any(scan.table == "reservations" and scan.index in OPEN_INDEXES for scan in found)
+    assert [scan for scan in found if scan.reads_what_is_over] == []
+
+
+@pytest.mark.parametrize("view", ["stuck", "metrics", "sweep"])
+async def test_overdue_holds_are_found_by_their_deadline_among_all_that_are_held(
+    old_shop: AsyncEngine, view: str
+) -> None:
+    found = [scan for scan in await scans(old_shop, view) if scan.index == "reservations_active_by_deadline"]
+    assert found
+    assert [scan for scan in found if "expires_at <" not in (scan.condition or "")] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "node", "index", "condition", "over"),
+    [
+        ("reservations", "Seq Scan", None, None, True),
+        ("reservations", "Index Scan", "reservations_pkey", "(reservation_id > 7)", True),
+        ("reservations", "Index Only Scan", "reservations_order_id_sku_key", None, True),
+        ("reservations", "Index Scan", "reservations_order_id_sku_key", "(order_id = 'o-1'::text)", False),
+        ("reservations", "Index Only Scan", "reservations_active_by_sku", None, False),
+        ("orders", "Index Only Scan", "orders_pkey", None, True),
+        ("orders", "Index Only Scan", "orders_newest_by_status", "(status = 'CONFIRMED'::text)", False),
+        ("outbox_finished", "Seq Scan", None, None, True),
+        ("outbox_messages", "Seq Scan", None, None, False),
+    ],
+)
+def test_what_counts_as_reading_what_is_over(
+    table: str, node: str, index: str | None, condition: str | None, over: bool
+) -> None:
+    assert Scan("SELECT", table, node, index, condition).reads_what_is_over is over
