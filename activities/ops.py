@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -14,20 +14,21 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.jobs import job_run
 from db import cross_check as rows
 from db import order as orders
 from db.cross_check import Disagreement
 from db.engine import Database
 from domain.ids import (
-    DISPATCH_WORKFLOW,
     FAILURE_WORKFLOW,
     ORDER_WORKFLOW,
     RECONCILE_WORKFLOW,
     ROW_CHANGED_SIGNAL,
     STATUS_ATTRIBUTE,
-    WAKE_SIGNAL,
     Names,
 )
+from domain.ops import Job
+from sinks.workflow import wake_dispatch
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,18 @@ class CrossCheckResult:
     left: list[str] = field(default_factory=list)
     stopped: str = ""
 
+    def counts(self) -> dict[str, int]:
+        """How many of each kind, by their names in JSON."""
+        return {
+            "ordersRestarted": len(self.orders_restarted),
+            "ordersTold": len(self.orders_told),
+            "ordersEnded": len(self.orders_ended),
+            "failuresRestarted": len(self.failures_restarted),
+            "zonesWoken": len(self.zones_woken),
+            "reconciliationsRestarted": len(self.reconciliations_restarted),
+            "left": len(self.left),
+        }
+
 
 class OpsActivities:
     """Watches over all of it."""
@@ -64,6 +77,12 @@ class OpsActivities:
 
         `known_loss`: Temporal is known to have lost what it had, so that any number is restarted.
         """
+        async with job_run(self._database, Job.CROSS_CHECK) as run:
+            result = await self._cross_check(known_loss=known_loss)
+            run.result = result.counts()
+        return result
+
+    async def _cross_check(self, *, known_loss: bool) -> CrossCheckResult:
         result = CrossCheckResult()
         running = await self._running_orders()
         await self._orders_without_workflow(result, running, known_loss=known_loss)
@@ -71,7 +90,7 @@ class OpsActivities:
         await self._failures(result)
         await self._zones(result)
         await self._reconciliations(result)
-        log.info("cross-check", **{name: len(value) for name, value in asdict(result).items()})
+        log.info("cross-check", **result.counts())
         found = [Disagreement(*each.split(" ", 1)) for each in result.left]
         await self._database.transact(partial(rows.record_disagreements, found=found))
         if result.stopped:
@@ -196,15 +215,7 @@ class OpsActivities:
             if await self._is_running(self._names.dispatch(zone)):
                 continue
             await self._database.transact(partial(rows.reset_wake, zone=zone))
-            await self._client.start_workflow(
-                DISPATCH_WORKFLOW,
-                zone,
-                id=self._names.dispatch(zone),
-                task_queue=self._names.main_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                start_signal=WAKE_SIGNAL,
-                static_summary=f"zone {zone}",
-            )
+            await wake_dispatch(self._client, self._names, zone)
             result.zones_woken.append(zone)
 
     async def _reconciliations(self, result: CrossCheckResult) -> None:

@@ -18,6 +18,20 @@ from sinks import SendFailed
 _ZONE = SearchAttributeKey.for_keyword(ZONE_ATTRIBUTE)
 
 
+async def wake_dispatch(client: Client, names: Names, zone: str) -> None:
+    """Tell a zone's dispatch that there is something to do; start it where it does not run."""
+    await client.start_workflow(
+        DISPATCH_WORKFLOW,
+        zone,
+        id=names.dispatch(zone),
+        task_queue=names.main_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal=WAKE_SIGNAL,
+        static_summary=f"zone {zone}",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(_ZONE, zone)]),
+    )
+
+
 class WorkflowSink:
     """Signals the order's workflow with the stage that its row reached without it, or wakes a zone's dispatch.
 
@@ -52,14 +66,5 @@ class WorkflowSink:
         """Signal only when the flag turned: a burst of deliveries is one signal, and one round."""
         if not await self._database.transact(partial(zones.set_wake, zone=zone)):
             return
-        await self._client.start_workflow(
-            DISPATCH_WORKFLOW,
-            zone,
-            id=self._names.dispatch(zone),
-            task_queue=self._names.main_queue,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            start_signal=WAKE_SIGNAL,
-            static_summary=f"zone {zone}",
-            search_attributes=TypedSearchAttributes([SearchAttributePair(_ZONE, zone)]),
-        )
+        await wake_dispatch(self._client, self._names, zone)
         await self._database.transact(partial(zones.wake_signalled, zone=zone))
