@@ -5,14 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.jobs import job_run
 from db import order as orders
 from db.engine import Database
 from db.inventory import drift, holds
+from domain.inventory import ReconcileProgress
 from domain.ops import Job
 
 _SWEEP_BATCH = 200
+_RECONCILE_CHUNK = 100
 
 
 class InventoryActivities:
@@ -43,24 +46,25 @@ class InventoryActivities:
                 return swept
 
     @activity.defn
-    async def reconcile(self, operation_id: str) -> int:
-        """Set the operation's drifted products right (or log what a dry run would); answer how many there were."""
+    async def reconcile(self, operation_id: str, progress: ReconcileProgress) -> ReconcileProgress:
+        """Set the operation's next chunk of drifted products right, or log what a dry run would."""
         async with job_run(self._database, Job.RECONCILE) as run:
-            products = await self._reconcile(operation_id)
-            run.result = {"operationId": operation_id, "driftedProducts": products}
-        return products
+            progress = await self._reconcile(operation_id, progress)
+            run.result = {"operationId": operation_id, "driftedProducts": progress.drifted_products}
+        return progress
 
-    async def _reconcile(self, operation_id: str) -> int:
+    async def _reconcile(self, operation_id: str, progress: ReconcileProgress) -> ReconcileProgress:
         async with self._database.read() as connection:
             found = await drift.get_reconciliation(connection, operation_id)
             if found is None:
-                raise LookupError(f"there is no reconciliation {operation_id}")
+                raise ApplicationError(f"there is no reconciliation {operation_id}", non_retryable=True)
             reconciliation, _ = found
-            skus = [row.sku for row in await drift.drifted_products(connection)]
-        if reconciliation.skus is not None:
-            skus = [sku for sku in skus if sku in set(reconciliation.skus)]
+            skus = await drift.drifted_skus(connection, reconciliation.skus, progress.after_sku, _RECONCILE_CHUNK)
         for sku in skus:
             await self._database.transact(partial(drift.reconcile_product, reconciliation=reconciliation, sku=sku))
             activity.heartbeat(sku)
-        await self._database.transact(lambda connection: drift.finish_reconciliation(connection, operation_id))
-        return len(skus)
+        done = len(skus) < _RECONCILE_CHUNK
+        if done:
+            await self._database.transact(partial(drift.finish_reconciliation, operation_id=operation_id))
+        after_sku = skus[-1] if skus else progress.after_sku
+        return ReconcileProgress(progress.drifted_products + len(skus), after_sku, done)

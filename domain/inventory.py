@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -29,3 +30,14 @@ class StuckCause(StrEnum):
     WORKFLOW_MISSING = "workflow_missing"
     WORKFLOW_CLOSED = "workflow_closed"
     WORKFLOW_RUNNING_LATE = "workflow_running_late"
+
+
+@dataclass(frozen=True)
+class ReconcileProgress:
+    """How far a reconciliation is: products are gone through by SKU."""
+
+    drifted_products: int = 0
+    """Found so far; each was set right, or in a dry run logged."""
+    after_sku: str = ""
+    """The last one."""
+    done: bool = False

@@ -9,6 +9,7 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.inventory import InventoryActivities
+    from domain.inventory import ReconcileProgress
 
 
 @workflow.defn
@@ -31,18 +32,27 @@ class SweepWorkflow:
 
 @workflow.defn
 class ReconcileWorkflow:
-    """Sets drifted counters right, or says what it would do."""
+    """Sets drifted counters right, or says what it would do: chunk after chunk, each product under its own lock."""
+
+    def __init__(self) -> None:
+        self._progress = ReconcileProgress()
 
     @workflow.run
     async def run(self, operation_id: str) -> int:
         """Answer how many products had drifted."""
-        corrected = await workflow.execute_activity_method(
-            InventoryActivities.reconcile,
-            operation_id,
-            start_to_close_timeout=timedelta(minutes=30),
-            heartbeat_timeout=timedelta(seconds=30),
-            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
-            summary="drifted products",
-        )
-        workflow.set_current_details(f"{corrected} drifted products looked at.")
-        return corrected
+        while not self._progress.done:
+            self._progress = await workflow.execute_activity_method(
+                InventoryActivities.reconcile,
+                args=[operation_id, self._progress],
+                start_to_close_timeout=timedelta(minutes=10),
+                heartbeat_timeout=timedelta(seconds=30),
+                retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+                summary=f"drifted products after {self._progress.after_sku!r}",
+            )
+            workflow.set_current_details(f"{self._progress.drifted_products} drifted products so far.")
+        return self._progress.drifted_products
+
+    @workflow.query
+    def progress(self) -> ReconcileProgress:
+        """How far it is."""
+        return self._progress

@@ -24,6 +24,11 @@ _DRIFTED = """
     WHERE p.reserved <> COALESCE(held.quantity, 0) OR p.stock <> p.ledger_stock
 """
 _DRIFT = text(_DRIFTED + " ORDER BY p.sku")
+_DRIFTED_SKUS = text(f"""
+    SELECT sku FROM ({_DRIFTED}) AS drifted
+    WHERE sku > :after AND (CAST(:among AS text[]) IS NULL OR sku = ANY(CAST(:among AS text[])))
+    ORDER BY sku LIMIT :limit
+""")
 _DRIFT_TOTALS = text(f"""
     SELECT count(*) FILTER (WHERE reserved <> expected_reserved) AS products,
         CAST(COALESCE(sum(abs(reserved - expected_reserved)), 0) AS bigint) AS quantity
@@ -38,6 +43,14 @@ _HELD_BY = text("""
 async def drifted_products(connection: AsyncConnection) -> Sequence[Row[Any]]:
     """Products whose reserved stock is not the sum of their holds, or whose stock is not what the ledger says."""
     return (await connection.execute(_DRIFT)).all()
+
+
+async def drifted_skus(
+    connection: AsyncConnection, among: Sequence[str] | None, after_sku: str, limit: int
+) -> list[str]:
+    """The next drifted products by SKU, of all or of those named."""
+    parameters = {"among": list(among) if among is not None else None, "after": after_sku, "limit": limit}
+    return [row.sku for row in await connection.execute(_DRIFTED_SKUS, parameters)]
 
 
 async def active_reservations(connection: AsyncConnection, skus: Sequence[str]) -> Sequence[Row[Any]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-
+from db.order import reserve
+from domain.order import Line, NewOrder, Place
 from tests.houses import House
 from tests.receivers import Receiver
 from tests.waiting import eventually
@@ -90,25 +89,16 @@ async def test_a_stuck_hold_is_listed_with_its_cause_and_the_sweep_ends_it(house
     await house.invariants_hold()
 
 
-async def test_a_hold_whose_workflow_temporal_does_not_know_is_listed_as_missing(house: House) -> None:
+async def test_a_hold_whose_workflow_temporal_does_not_know_is_listed_as_missing_and_swept(house: House) -> None:
     await house.product("tea", 5)
-    order_id = await _overdue(house, "k-1")
-    await house.workflow(order_id).terminate("staged")
-    await _delete_workflow(house, order_id)
-
-    async def missing() -> bool:
-        items = (await house.get("/api/admin/ops/reservations/stuck"))["items"]
-        return [item["cause"] for item in items] == ["workflow_missing"]
-
-    await eventually(missing, 60)  # Temporal deletes when it finds the time
-
-
-async def _delete_workflow(house: House, order_id: str) -> None:
-    await house.temporal.workflow_service.delete_workflow_execution(
-        DeleteWorkflowExecutionRequest(
-            namespace="default", workflow_execution=WorkflowExecution(workflow_id=house.names.order(order_id))
-        )
-    )
+    order = NewOrder("lost", "hash", "c-1", "north", [Line("tea", 2)], Place(1, 2), hold_seconds=60)
+    await house.database.transact(lambda connection: reserve(connection, order))
+    await house.sql("UPDATE reservations SET expires_at = now() - interval '1 hour'")
+    [item] = (await house.get("/api/admin/ops/reservations/stuck"))["items"]
+    assert (item["cause"], item["workflow"]["status"]) == ("workflow_missing", "MISSING")
+    await house.call("POST", "/api/admin/ops/reservations/sweep")
+    await house.status_becomes("lost", "EXPIRED")
+    await house.invariants_hold()
 
 
 async def test_drift_is_shown_with_the_reservations_behind_it_and_reconciled_after_a_dry_run(
@@ -145,7 +135,9 @@ async def test_drift_is_shown_with_the_reservations_behind_it_and_reconciled_aft
     only_high = await _reconciled(house, {"dryRun": False, "skus": ["high"], "reason": "the worst first"})
     assert [each["sku"] for each in only_high["corrections"]] == ["high"]
     assert (await house.stock("high"), await house.stock("low")) == ((10, 2), (10, 0))
-    await _reconciled(house, {"dryRun": False, "reason": "the rest"})
+    rest = await _reconciled(house, {"dryRun": False, "reason": "the rest"})
+    handle = house.temporal.get_workflow_handle(rest["workflow"]["id"])
+    assert await handle.query("progress") == {"drifted_products": 2, "after_sku": "low", "done": True}
     await house.invariants_hold()
     assert await house.stock("edited") == (7, 2)
     await receiver.got("inventory.reconciled", "inventory.reconciled", "inventory.reconciled")
