@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
@@ -72,9 +73,10 @@ WORKFLOWS = [
 async def running_worker(settings: Settings, client: Client) -> AsyncIterator[str]:
     """Run a worker on a connected client until the block ends, then drain it; yields the worker's id.
 
-    Raises WrongInstallation where the database is not this installation's.
+    Raises WrongInstallation where the database is not this installation's, ForeignWorkflows where Temporal's are not.
     """
-    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"  # containers share names and pids
+    # Containers may share names and pids.
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     database = Database(create_engine(settings.database_url or "", name=worker_id))
     names = Names(settings.installation)
     async with AsyncExitStack() as stack:
@@ -83,41 +85,16 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         async with database.read() as connection:
             database_id = await cross_check.database_id(connection)
         await require_own_workflows(client, names, database_id)
-        intervals = Intervals(settings.sweep_seconds, settings.cross_check_seconds)
         webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
         stack.push_async_callback(webhook.close)
         sinks: dict[SinkKind, Sink] = {
             SinkKind.WEBHOOK: webhook,
             SinkKind.WORKFLOW: WorkflowSink(client, names, database),
         }
-        order = OrderActivities(database, promise_seconds=settings.promise_seconds)
-        inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
-        snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
         outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
         solver = solver_pool()
         stack.callback(solver.shutdown, wait=False, cancel_futures=True)
-        assignment = AssignmentActivities(database, solver)
-        watch = OpsActivities(database, client, names, end_after_seconds=settings.cross_check_age_seconds)
-        main = Worker(
-            client,
-            task_queue=names.main_queue,
-            workflows=WORKFLOWS,
-            activities=[
-                order.reserve_order,
-                order.confirm_order,
-                order.extend_order,
-                order.cancel_order,
-                order.expire_order,
-                order.watch_promise,
-                inventory.sweep_holds,
-                inventory.reconcile,
-                outbox.retry_message,
-                assignment.run_round,
-                watch.cross_check,
-                snapshots.capture_snapshot,
-            ],
-            graceful_shutdown_timeout=_DRAIN,
-        )
+        main = _main_worker(settings, client, names, database, outbox, solver)
         relays = Worker(
             client,
             task_queue=names.relay_queue,
@@ -127,10 +104,49 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         )
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
+        intervals = Intervals(settings.sweep_seconds, settings.cross_check_seconds)
         await ensure_standing(client, names, intervals, database_id)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id
         log.info("worker drains", worker_id=worker_id)
+
+
+def _main_worker(
+    settings: Settings,
+    client: Client,
+    names: Names,
+    database: Database,
+    outbox: OutboxActivities,
+    solver: ProcessPoolExecutor,
+) -> Worker:
+    """What runs every workflow, and every activity but the relays."""
+    order = OrderActivities(database, promise_seconds=settings.promise_seconds)
+    inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+    snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+    assignment = AssignmentActivities(database, solver)
+    watch = OpsActivities(database, client, names, end_after_seconds=settings.cross_check_age_seconds)
+    return Worker(
+        client,
+        task_queue=names.main_queue,
+        workflows=WORKFLOWS,
+        activities=[
+            order.reserve_order,
+            order.confirm_order,
+            order.extend_order,
+            order.cancel_order,
+            order.expire_order,
+            order.watch_promise,
+            inventory.sweep_holds,
+            inventory.reconcile,
+            outbox.retry_message,
+            assignment.run_round,
+            watch.cross_check,
+            snapshots.capture_snapshot,
+        ],
+        graceful_shutdown_timeout=_DRAIN,
+        # A dead worker's orders answer to another one after this long, well within a client's patience of 15 s.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
+    )
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.jobs import job_run
 from db import order as orders
-from db.engine import Database
+from db.engine import DATABASE_ERRORS, Database, error_code, is_passing
 from db.inventory import drift, holds
 from domain.inventory import ReconcileProgress
 from domain.ops import Job
@@ -34,16 +34,28 @@ class InventoryActivities:
         return swept
 
     async def _sweep(self) -> int:
+        """One order that cannot be had now must not keep the rest waiting: it is named when they are done."""
         swept = 0
+        locked: dict[str, str] = {}
         while True:
             async with self._database.read() as connection:
-                overdue = await holds.overdue_orders(connection, self._sweep_grace_seconds, _SWEEP_BATCH)
-            for order_id in overdue:
-                await self._database.transact(partial(orders.expire, order_id=order_id, outside=True))
+                limit = _SWEEP_BATCH + len(locked)
+                overdue = await holds.overdue_orders(connection, self._sweep_grace_seconds, limit)
+            left = [order_id for order_id in overdue if order_id not in locked]
+            for order_id in left:
                 activity.heartbeat(swept)
-            swept += len(overdue)
-            if len(overdue) < _SWEEP_BATCH:
-                return swept
+                try:
+                    await self._database.transact(partial(orders.expire, order_id=order_id, outside=True))
+                    swept += 1
+                except DATABASE_ERRORS as error:
+                    if not is_passing(error):
+                        raise
+                    locked[order_id] = error_code(error)
+            if len(overdue) < limit:
+                break
+        if locked:
+            raise ApplicationError(f"{swept} overdue orders expired, {len(locked)} could not be had: {locked}")
+        return swept
 
     @activity.defn
     async def reconcile(self, operation_id: str, progress: ReconcileProgress) -> ReconcileProgress:

@@ -24,6 +24,7 @@ from domain.ids import (
     ORDER_WORKFLOW,
     RECONCILE_WORKFLOW,
     ROW_CHANGED_SIGNAL,
+    SNAPSHOT_WORKFLOW,
     STATUS_ATTRIBUTE,
     Names,
 )
@@ -45,7 +46,7 @@ class CrossCheckResult:
     orders_ended: list[str] = field(default_factory=list)
     failures_restarted: list[str] = field(default_factory=list)
     zones_woken: list[str] = field(default_factory=list)
-    reconciliations_restarted: list[str] = field(default_factory=list)
+    operations_restarted: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     stopped: str = ""
 
@@ -57,7 +58,7 @@ class CrossCheckResult:
             "ordersEnded": len(self.orders_ended),
             "failuresRestarted": len(self.failures_restarted),
             "zonesWoken": len(self.zones_woken),
-            "reconciliationsRestarted": len(self.reconciliations_restarted),
+            "operationsRestarted": len(self.operations_restarted),
             "left": len(self.left),
         }
 
@@ -89,7 +90,7 @@ class OpsActivities:
         await self._workflows_behind_or_without_row(result, running)
         await self._failures(result)
         await self._zones(result)
-        await self._reconciliations(result)
+        await self._operations(result)
         log.info("cross-check", **result.counts())
         found = [Disagreement(*each.split(" ", 1)) for each in result.left]
         await self._database.transact(partial(rows.record_disagreements, found=found))
@@ -218,20 +219,25 @@ class OpsActivities:
             await wake_dispatch(self._client, self._names, zone)
             result.zones_woken.append(zone)
 
-    async def _reconciliations(self, result: CrossCheckResult) -> None:
+    async def _operations(self, result: CrossCheckResult) -> None:
         async with self._database.read() as connection:
-            operations = await rows.running_reconciliations(connection)
-        for operation_id in operations:
-            if await self._is_running(self._names.reconcile(operation_id)):
+            operations = await rows.running_operations(connection)
+        kinds = {
+            "reconcile": (RECONCILE_WORKFLOW, self._names.reconcile),
+            "snapshot": (SNAPSHOT_WORKFLOW, self._names.snapshot),
+        }
+        for kind, operation_id in operations:
+            workflow, workflow_id = kinds[kind]
+            if await self._is_running(workflow_id(operation_id)):
                 continue
             await self._client.start_workflow(
-                RECONCILE_WORKFLOW,
+                workflow,
                 operation_id,
-                id=self._names.reconcile(operation_id),
+                id=workflow_id(operation_id),
                 task_queue=self._names.main_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             )
-            result.reconciliations_restarted.append(operation_id)
+            result.operations_restarted.append(operation_id)
 
     async def _is_running(self, workflow_id: str) -> bool:
         """What decides; unlike visibility it is never behind."""

@@ -11,10 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.order import OrderStatus
 
 _PAGE = 1000
-_OPEN_ORDERS = text("""
-    SELECT order_id, status FROM orders
-    WHERE status IN ('RESERVED', 'CONFIRMED') AND order_id > :after ORDER BY order_id LIMIT :limit
-""")
+# In no order, so that the index by status finds them: by id, every order that is over is passed by.
+_OPEN_ORDERS = text("SELECT order_id, status FROM orders WHERE status IN ('RESERVED', 'CONFIRMED')")
 _STAGES = text("SELECT order_id, status FROM orders WHERE order_id = ANY(CAST(:order_ids AS text[]))")
 _RETRYING = text("""
     SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures WHERE status = 'RETRYING'
@@ -28,20 +26,19 @@ _WAITING_ZONES = text("""
     UNION SELECT zone FROM zones WHERE wake
 """)
 _RESET_WAKE = text("UPDATE zones SET wake_signalled = false WHERE zone = :zone")
-_RUNNING_RECONCILIATIONS = text("SELECT operation_id FROM reconciliations WHERE status = 'RUNNING'")
+_RUNNING_OPERATIONS = text("""
+    SELECT 'reconcile' AS kind, operation_id FROM reconciliations WHERE status = 'RUNNING'
+    UNION ALL SELECT 'snapshot', snapshot_id FROM snapshots WHERE status = 'RUNNING'
+""")
 _DATABASE_ID = text("SELECT CAST(database_id AS text) FROM installation")
 
 
 async def open_orders(connection: AsyncConnection) -> AsyncIterator[tuple[str, OrderStatus]]:
     """Every order that something can still happen to, with its stage."""
-    after = ""
-    while True:
-        rows = (await connection.execute(_OPEN_ORDERS, {"after": after, "limit": _PAGE})).all()
-        for row in rows:
-            yield row.order_id, OrderStatus(row.status)
-        if len(rows) < _PAGE:
-            return
-        after = rows[-1].order_id
+    async with connection.stream(_OPEN_ORDERS) as rows:
+        async for page in rows.partitions(_PAGE):
+            for row in page:
+                yield row.order_id, OrderStatus(row.status)
 
 
 async def stages(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, OrderStatus]:
@@ -70,9 +67,9 @@ async def reset_wake(connection: AsyncConnection, zone: str) -> None:
     await connection.execute(_RESET_WAKE, {"zone": zone})
 
 
-async def running_reconciliations(connection: AsyncConnection) -> list[str]:
-    """Ids of the reconciliations that are not done."""
-    return [row.operation_id for row in await connection.execute(_RUNNING_RECONCILIATIONS)]
+async def running_operations(connection: AsyncConnection) -> list[tuple[str, str]]:
+    """Kind (`reconcile` or `snapshot`) and id of what an admin asked for and is not done."""
+    return [(row.kind, row.operation_id) for row in await connection.execute(_RUNNING_OPERATIONS)]
 
 
 async def database_id(connection: AsyncConnection) -> str:

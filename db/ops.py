@@ -94,7 +94,8 @@ _METRICS = text("""
             AND expires_at < now() - make_interval(secs => :grace_seconds)) AS stuck_reservations,
         (SELECT count(*) FROM deliveries WHERE status IN ('PENDING', 'OFFERED')) AS pending_deliveries,
         (SELECT CAST(COALESCE(max(extract(epoch FROM now() - xact_start)), 0) AS float8) FROM pg_stat_activity
-            WHERE backend_xmin IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid())
+            WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+            AND datname = current_database() AND pid <> pg_backend_pid())
             AS oldest_xmin_age_seconds
     FROM (SELECT CAST(sum(dispatched) AS bigint) AS dispatched, CAST(sum(errors_event) AS bigint) AS errors_event,
             CAST(sum(errors_endpoint) AS bigint) AS errors_endpoint,

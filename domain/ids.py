@@ -22,6 +22,7 @@ SEARCH_ATTRIBUTES = (STATUS_ATTRIBUTE, ZONE_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, ERR
 
 ORDER_WORKFLOW = "OrderWorkflow"
 RECONCILE_WORKFLOW = "ReconcileWorkflow"
+SNAPSHOT_WORKFLOW = "SnapshotWorkflow"
 """By name: the cross-check starts them."""
 
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"

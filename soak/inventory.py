@@ -25,6 +25,7 @@ from db.inventory import drift, holds
 from db.inventory.products import StockBelowReserved
 from db.migrations import migrate
 from domain.ids import new_id
+from domain.inventory import ReconcileProgress
 from domain.order import OrderStatus
 from tests.db.shops import Shop
 from tests.servers import fresh_database, throw_away_postgres
@@ -132,7 +133,9 @@ class Soak:
 
     async def _reconcile(self) -> None:
         reconcile = InventoryActivities(self.others, sweep_grace_seconds=_GRACE_SECONDS).reconcile
-        await ActivityEnvironment().run(reconcile, await self._begin_reconciliation())
+        operation_id, progress = await self._begin_reconciliation(), ReconcileProgress()
+        while not progress.done:
+            progress = await ActivityEnvironment().run(reconcile, operation_id, progress)
         self.seen["reconciliations"] += 1
 
     async def _begin_reconciliation(self) -> str:

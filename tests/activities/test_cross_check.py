@@ -219,3 +219,19 @@ async def test_a_lost_dispatch_and_a_lost_retry_live_again(house: House, receive
         return "inventory.adjusted" in receiver.types()
 
     await eventually(retried, 30)
+
+
+async def test_an_operation_that_was_lost_goes_on(house: House) -> None:
+    await house.product("tea", 5)
+    await house.sql("UPDATE products SET reserved = 3")
+    await house.sql("INSERT INTO reconciliations (operation_id, dry_run, actor, reason) VALUES ('r', false, 'a', 'b')")
+    await house.sql("INSERT INTO snapshots (snapshot_id) VALUES ('s')")
+    assert sorted((await cross_check(house))["operations_restarted"]) == ["r", "s"]
+
+    async def done() -> bool:
+        reconciliation = await house.get("/api/admin/ops/inventory/reconcile/r")
+        snapshots = (await house.get("/api/admin/ops/snapshots"))["items"]
+        return reconciliation["status"] == "DONE" and [each["status"] for each in snapshots] == ["DONE"]
+
+    await eventually(done)
+    await house.invariants_hold()

@@ -34,10 +34,10 @@ async def swept(house: House, runs: int) -> dict[str, Any]:
     return sweeper
 
 
-async def overdue(house: House) -> str:
+async def overdue(house: House, key: str = "k-1") -> str:
     """An order whose hold ended an hour ago, as its workflow does not know."""
     await house.product("tea", 5)
-    order_id = await house.reserved("k-1", {"tea": 1})
+    order_id = await house.reserved(key, {"tea": 1})
     await house.sql("UPDATE reservations SET expires_at = now() - interval '1 hour'")
     return order_id
 
@@ -53,6 +53,7 @@ async def test_the_last_sweep_is_shown_with_what_it_did(house: House) -> None:
 
 async def test_a_sweep_that_fails_says_so_and_who_blocks_it_is_named(house: House) -> None:
     order_id = await overdue(house)
+    other = await overdue(house, "k-other")
 
     async def hold(connection: AsyncConnection) -> dict[str, Any]:
         locked = text("SELECT pg_backend_pid() FROM orders WHERE order_id = :order_id FOR UPDATE")
@@ -76,11 +77,13 @@ async def test_a_sweep_that_fails_says_so_and_who_blocks_it_is_named(house: Hous
         return sweeper
 
     failing = await house.database.transact(hold)
-    assert (failing["lastError"], failing["succeeded"]) == ("LockNotAvailableError 55P03", 0)
+    told = f"1 overdue orders expired, 1 could not be had: {{'{order_id}': 'LockNotAvailableError 55P03'}}"
+    assert (failing["lastError"], failing["succeeded"]) == (told, 0)
+    await house.status_becomes(other, "EXPIRED")  # one that cannot be had keeps nobody waiting
     mended = await swept(house, 1)
     assert mended["lastResult"] == {"overdueOrders": 1}
     assert mended["lastErrorAt"] < mended["lastFinishedAt"]
-    assert mended["lastError"] == "LockNotAvailableError 55P03"
+    assert mended["lastError"] == told
     await house.status_becomes(order_id, "EXPIRED")
 
 

@@ -1,0 +1,169 @@
+"""The log of events, and where each of them is on the way to each endpoint."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from db.schema.base import metadata, time
+
+outbox_events = Table(
+    "outbox_events",
+    metadata,
+    # Drawn under the lock of the lane's row, so it grows along every lane.
+    Column("position", BigInteger, primary_key=True, autoincrement=True),
+    Column("event_id", UUID(as_uuid=False), nullable=False, unique=True),
+    Column("event_type", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("shard", SmallInteger, nullable=False),
+    Column("data", JSONB, nullable=False),
+    time("occurred_at", nullable=False),
+    Column("fixes", UUID(as_uuid=False)),
+)
+
+outbox_endpoints = Table(
+    "outbox_endpoints",
+    metadata,
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("url", Text),
+    Column("event_types", ARRAY(Text)),
+    Column("enabled", Boolean, nullable=False, server_default="true"),
+    Column("secret", Text),
+    Column("previous_secret", Text),
+    time("previous_secret_until"),
+    # The breaker: open while open_until is set; after that moment one probe at a time is let through.
+    time("open_until"),
+    Column("consecutive_failures", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    time("reachable_since", default=True, nullable=False),
+    time("created_at", default=True, nullable=False),
+    CheckConstraint("kind IN ('webhook', 'workflow')", name="kind"),
+)
+
+outbox_shards = Table(
+    "outbox_shards",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    Column("owner", Text),
+    time("taken_at"),
+    # Fleet-wide counters live here: the row is written by every settle anyway.
+    Column("dispatched", BigInteger, nullable=False, server_default="0"),
+    Column("errors_event", BigInteger, nullable=False, server_default="0"),
+    Column("errors_endpoint", BigInteger, nullable=False, server_default="0"),
+    Column("errors_unknown", BigInteger, nullable=False, server_default="0"),
+    Column("failed_transitions", BigInteger, nullable=False, server_default="0"),
+)
+
+outbox_messages = Table(
+    "outbox_messages",
+    metadata,
+    # Ready to go. A row's presence is what "pending" means; it is inserted and deleted, never updated.
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    # Its place in the lane. The event it carries is the one logged there, unless a fix put another in its place.
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_position", BigInteger, nullable=False),
+    Column("lane", Text, nullable=False),
+    time("ready_at", default=True, nullable=False),
+)
+
+outbox_claims = Table(
+    "outbox_claims",
+    metadata,
+    # What a relay is sending right now: written before the first byte goes out, so that a crash leaves a trace.
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("positions", ARRAY(BigInteger), nullable=False),
+    # Evidence for the question whose fault a failure is: something of this lane passed there at that time.
+    Column("passed_lane", Text),
+    time("passed_at"),
+)
+
+outbox_parked = Table(
+    "outbox_parked",
+    metadata,
+    # Waits aside, behind a failing message of its lane.
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_position", BigInteger, nullable=False),
+    Column("shard", SmallInteger, nullable=False),
+    Column("lane", Text, nullable=False),
+    time("parked_at", default=True, nullable=False),
+    Index("outbox_parked_lane", "endpoint_id", "lane", "position"),
+)
+
+outbox_failures = Table(
+    "outbox_failures",
+    metadata,
+    # A message that failed for a reason of its own; kept after its end, until retention takes it.
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_position", BigInteger, nullable=False),
+    Column("shard", SmallInteger, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error_class", Text, nullable=False),
+    Column("last_error", Text, nullable=False),
+    time("failed_at", default=True, nullable=False),
+    time("next_attempt_at"),
+    time("workflow_started_at"),
+    CheckConstraint("status IN ('PENDING', 'RETRYING', 'FAILED', 'DELIVERED', 'IGNORED')", name="status"),
+    Index(
+        "outbox_failures_blocked_lanes",
+        "endpoint_id",
+        "lane",
+        unique=True,
+        postgresql_where=text("status IN ('RETRYING', 'FAILED')"),
+    ),
+    Index("outbox_failures_newest", "status", text("failed_at DESC"), text("position DESC"), text("endpoint_id DESC")),
+    Index(
+        "outbox_failures_without_workflow",
+        "shard",
+        postgresql_where=text("status = 'RETRYING' AND workflow_started_at IS NULL"),
+    ),
+)
+
+outbox_attempts = Table(
+    "outbox_attempts",
+    metadata,
+    # Attempts that did not deliver. The one that did is in outbox_finished.
+    Column("attempt_id", BigInteger, primary_key=True, autoincrement=True),
+    Column("endpoint_id", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    time("at", default=True, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("error_class", Text),
+    Column("error", Text),
+    Index("outbox_attempts_message", "position", "endpoint_id", "attempt_id"),
+    CheckConstraint("outcome IN ('failed', 'interrupted')", name="outcome"),
+)
+
+outbox_finished = Table(
+    "outbox_finished",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("duration_ms", Double),
+    time("finished_at", default=True, nullable=False),
+    CheckConstraint("status IN ('DELIVERED', 'IGNORED')", name="status"),
+)
