@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -187,7 +187,8 @@ class OpsActivities:
         except RPCError:
             return False
         running = description.status is WorkflowExecutionStatus.RUNNING
-        return running and datetime.now(UTC) - description.start_time > self._end_after
+        # Both times are Temporal's own: this machine's clock may be off.
+        return running and activity.info().started_time - description.start_time > self._end_after
 
     async def _end_orphan(self, order_id: str) -> bool:
         async with self._database.read() as connection:
