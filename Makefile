@@ -9,7 +9,7 @@ ARGS ?=
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Temporal, workers, API, console (Ctrl-C stops it)
+up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Temporal, workers, API (Ctrl-C stops it)
 	@exec .venv/bin/python -m local.up
 
 demo: .venv/demo.stamp ## Drive 500 real shopping baskets through the running stack (ARGS="--baskets 100 --seed 2")

@@ -11,10 +11,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from temporalio.client import Client
@@ -22,12 +22,13 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from activities.assignment import AssignmentActivities, solver_pool
+from activities.assignment import AssignmentActivities
 from activities.inventory import InventoryActivities
 from activities.ops import OpsActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
 from activities.snapshots import SnapshotActivities
+from activities.standing import ForeignWorkflows, Standing, require_own_workflows, start_standing
 from db import cross_check, ops
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from domain.ids import Names
@@ -38,14 +39,7 @@ from sinks import Sink
 from sinks.webhook import WebhookSink
 from sinks.workflow import WorkflowSink
 from workflows.assignment import DispatchWorkflow
-from workflows.client import (
-    ForeignWorkflows,
-    Intervals,
-    connect,
-    ensure_search_attributes,
-    ensure_standing,
-    require_own_workflows,
-)
+from workflows.client import connect, ensure_search_attributes
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
 from workflows.ops import CrossCheckWorkflow
 from workflows.order import OrderWorkflow
@@ -84,6 +78,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         await database.check_installation(settings.installation)
         async with database.read() as connection:
             database_id = await cross_check.database_id(connection)
+        standing = Standing(database_id, settings.sweep_seconds, settings.cross_check_seconds)
         await require_own_workflows(client, names, database_id)
         webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
         stack.push_async_callback(webhook.close)
@@ -92,9 +87,11 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
             SinkKind.WORKFLOW: WorkflowSink(client, names, database),
         }
         outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
-        solver = solver_pool()
-        stack.callback(solver.shutdown, wait=False, cancel_futures=True)
-        main = _main_worker(settings, client, names, database, outbox, solver)
+        assignment = AssignmentActivities(database)
+        stack.callback(assignment.close)
+        watch = OpsActivities(database, client, names, standing, end_after_seconds=settings.cross_check_age_seconds)
+        shared: list[Callable[..., Any]] = [outbox.retry_message, assignment.run_round, watch.cross_check]
+        main = _main_worker(settings, client, names, database, shared)
         relays = Worker(
             client,
             task_queue=names.relay_queue,
@@ -104,8 +101,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         )
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
-        intervals = Intervals(settings.sweep_seconds, settings.cross_check_seconds)
-        await ensure_standing(client, names, intervals, database_id)
+        await start_standing(client, names, standing)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id
         log.info("worker drains", worker_id=worker_id)
@@ -116,15 +112,12 @@ def _main_worker(
     client: Client,
     names: Names,
     database: Database,
-    outbox: OutboxActivities,
-    solver: ProcessPoolExecutor,
+    more_activities: Sequence[Callable[..., Any]],
 ) -> Worker:
     """What runs every workflow, and every activity but the relays."""
     order = OrderActivities(database, promise_seconds=settings.promise_seconds)
     inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
     snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
-    assignment = AssignmentActivities(database, solver)
-    watch = OpsActivities(database, client, names, end_after_seconds=settings.cross_check_age_seconds)
     return Worker(
         client,
         task_queue=names.main_queue,
@@ -138,10 +131,8 @@ def _main_worker(
             order.watch_promise,
             inventory.sweep_holds,
             inventory.reconcile,
-            outbox.retry_message,
-            assignment.run_round,
-            watch.cross_check,
             snapshots.capture_snapshot,
+            *more_activities,
         ],
         graceful_shutdown_timeout=_DRAIN,
         # A dead worker's orders answer to another one after this long, well within a client's patience of 15 s.

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Row
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.heartbeat import heartbeats
 from db.assignment import commit, zones
@@ -28,7 +29,7 @@ from domain.order import Place
 log = structlog.get_logger(__name__)
 
 
-def solver_pool() -> ProcessPoolExecutor:
+def _solver_pool() -> ProcessPoolExecutor:
     """A process to solve in: the solver holds the interpreter, and Temporal's deadlines leave it no such time."""
     return ProcessPoolExecutor(
         max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
@@ -54,15 +55,19 @@ class RoundOutcome:
     assigned: int
     conflicts: int
     again: bool
-    """The batch was full, so more may be waiting."""
+    """More may be waiting: the batch was full, or couriers were lost to others between the look and the gift."""
 
 
 class AssignmentActivities:
     """Rounds of the auto assigner."""
 
-    def __init__(self, database: Database, solver: ProcessPoolExecutor) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._solver = solver
+        self._solver = _solver_pool()
+
+    def close(self) -> None:
+        """End the solver."""
+        self._solver.shutdown(wait=False, cancel_futures=True)
 
     @activity.defn
     async def run_round(self, zone: str) -> RoundOutcome:
@@ -83,8 +88,7 @@ class AssignmentActivities:
         deliveries, couriers = [_waiting(row) for row in rows[0]], [_free(row) for row in rows[1]]
         if not deliveries or not couriers:
             return RoundOutcome(0, 0, again=False)
-        loop = asyncio.get_running_loop()
-        pairs = await loop.run_in_executor(self._solver, match, deliveries, couriers)
+        pairs = await self._solve(deliveries, couriers)
         round_id = new_id()
         conflicts = await self._give(round_id, pairs)
         inputs = {
@@ -94,8 +98,17 @@ class AssignmentActivities:
         record = partial(zones.record_round, round_id=round_id, zone=zone, started_at=started_at, inputs=inputs)
         await self._database.transact(partial(record, pairs=[asdict(pair) for pair in pairs], conflicts=conflicts))
         assigned = len(pairs) - conflicts
-        log.info("round", zone=zone, round_id=round_id, waiting=len(deliveries), assigned=assigned, conflicts=conflicts)
-        return RoundOutcome(assigned, conflicts, again=len(deliveries) == settings.max_batch and assigned > 0)
+        log.info("round", zone=zone, round_id=round_id, assigned=assigned, conflicts=conflicts)
+        full = len(deliveries) == settings.max_batch and assigned > 0
+        return RoundOutcome(assigned, conflicts, again=full or conflicts > 0)
+
+    async def _solve(self, deliveries: list[WaitingDelivery], couriers: list[FreeCourier]) -> list[Pair]:
+        """Match in the solver's process; one that died costs a try, not the worker."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._solver, match, deliveries, couriers)
+        except BrokenExecutor as error:
+            self._solver = _solver_pool()
+            raise ApplicationError("the solver died", type="SolverDied") from error
 
     async def _settings(self, zone: str) -> zones.ZoneSettings:
         async with self._database.read() as connection:

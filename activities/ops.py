@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
 import structlog
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.jobs import job_run
+from activities.standing import Standing, ensure_standing
 from db import cross_check as rows
 from db import order as orders
 from db.cross_check import Disagreement
@@ -26,12 +33,17 @@ from domain.ids import (
     ROW_CHANGED_SIGNAL,
     SNAPSHOT_WORKFLOW,
     STATUS_ATTRIBUTE,
+    ZONE_ATTRIBUTE,
     Names,
 )
 from domain.ops import Job
 from sinks.workflow import wake_dispatch
 
 log = structlog.get_logger(__name__)
+
+_STATUS = SearchAttributeKey.for_keyword(STATUS_ATTRIBUTE)
+_ZONE = SearchAttributeKey.for_keyword(ZONE_ATTRIBUTE)
+_ORPHAN = "workflow_without_order"
 
 MOST_IN_A_PASS = 20
 """Above so many of a kind something larger is wrong, and mending would make it worse: stop and say so."""
@@ -66,10 +78,13 @@ class CrossCheckResult:
 class OpsActivities:
     """Watches over all of it."""
 
-    def __init__(self, database: Database, client: Client, names: Names, *, end_after_seconds: int) -> None:
+    def __init__(
+        self, database: Database, client: Client, names: Names, standing: Standing, *, end_after_seconds: int
+    ) -> None:
         self._database = database
         self._client = client
         self._names = names
+        self._standing = standing
         self._end_after = timedelta(seconds=end_after_seconds)
 
     @activity.defn
@@ -85,6 +100,7 @@ class OpsActivities:
 
     async def _cross_check(self, *, known_loss: bool) -> CrossCheckResult:
         result = CrossCheckResult()
+        await ensure_standing(self._client, self._names, self._standing)
         running = await self._running_orders()
         await self._orders_without_workflow(result, running, known_loss=known_loss)
         await self._workflows_behind_or_without_row(result, running)
@@ -110,7 +126,9 @@ class OpsActivities:
 
     async def _running(self, workflow_type: str, prefix: str) -> AsyncIterator[tuple[str, str | None]]:
         running = "ExecutionStatus = 'Running'"
-        query = f"WorkflowType = '{workflow_type}' AND {running} AND WorkflowId STARTS_WITH '{prefix}'"
+        # The queue too: the ids of an installation called `x` begin like those of one called `x-order`.
+        ours = f"TaskQueue = '{self._names.main_queue}' AND WorkflowId STARTS_WITH '{prefix}'"
+        query = f"WorkflowType = '{workflow_type}' AND {running} AND {ours}"
         async for execution in self._client.list_workflows(query):
             activity.heartbeat()
             attributes = {key.name: value for key, value in execution.typed_search_attributes}
@@ -138,6 +156,7 @@ class OpsActivities:
             if stage is None or not stage.open:
                 return False
             order = await orders.get_new_order(connection, order_id)
+        attributes = [SearchAttributePair(_STATUS, stage), SearchAttributePair(_ZONE, order.zone)]
         await self._client.start_workflow(
             ORDER_WORKFLOW,
             order,
@@ -145,7 +164,8 @@ class OpsActivities:
             task_queue=self._names.main_queue,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            static_summary=f"{len(order.lines)} lines to zone {order.zone}, restarted by the cross-check",
+            static_summary=f"{order.summary}, restarted by the cross-check",
+            search_attributes=TypedSearchAttributes(attributes),
         )
         return True
 
@@ -157,46 +177,55 @@ class OpsActivities:
             activity.heartbeat()
             if await self._tell_order(order_id):
                 result.orders_told.append(order_id)
-        strange = [each for each in running if each not in stages]
-        orphans = [each for each in strange if await self._is_old(self._names.order(each))]
-        result.left += [f"workflow_without_order {each}" for each in strange if each not in orphans]
-        if len(orphans) > MOST_IN_A_PASS:
-            result.left += [f"workflow_without_order {each}" for each in orphans]
-            result.stopped = f"{len(orphans)} workflows have no order: above {MOST_IN_A_PASS} nothing is ended."
-            return
+        await self._end_orphans(result, [each for each in running if each not in stages])
+
+    async def _end_orphans(self, result: CrossCheckResult, nominated: Collection[str]) -> None:
+        """End workflows that have had no row for long; those seen for the first time are only written down."""
+        async with self._database.read() as connection:
+            stages = await rows.stages(connection, nominated)  # the row may have come while we looked around
+            lasting = await rows.lasting_disagreements(connection, _ORPHAN)
+        orphans: list[str] = []
+        for order_id in nominated:
+            if order_id in stages:
+                continue
+            result.left.append(f"{_ORPHAN} {order_id}")
+            if order_id in lasting and await self._is_old(self._names.order(order_id)):
+                orphans.append(order_id)
+            if len(orphans) > MOST_IN_A_PASS:
+                result.stopped = f"More than {MOST_IN_A_PASS} workflows have no order: none is ended."
+                return
         for order_id in orphans:
             if await self._end_orphan(order_id):
                 result.orders_ended.append(order_id)
+                result.left.remove(f"{_ORPHAN} {order_id}")
 
     async def _tell_order(self, order_id: str) -> bool:
         """Tell a workflow that lies behind its row; describe and a second read decide that it does."""
         handle = self._client.get_workflow_handle(self._names.order(order_id))
-        description = await handle.describe()
+        description = await self._describe(self._names.order(order_id))
+        if description is None:
+            return False
         shown = {key.name: value for key, value in description.typed_search_attributes}.get(STATUS_ATTRIBUTE)
         async with self._database.read() as connection:
             stage = (await rows.stages(connection, [order_id])).get(order_id)
         if description.status is not WorkflowExecutionStatus.RUNNING or stage is None or stage == shown:
             return False
-        await handle.signal(ROW_CHANGED_SIGNAL, stage)
-        return True
+        return await self._if_there(handle.signal(ROW_CHANGED_SIGNAL, stage))
 
     async def _is_old(self, workflow_id: str) -> bool:
         """Whether a running workflow is older than a row could still be on its way."""
-        try:
-            description = await self._client.get_workflow_handle(workflow_id).describe()
-        except RPCError:
+        description = await self._describe(workflow_id)
+        if description is None or description.status is not WorkflowExecutionStatus.RUNNING:
             return False
-        running = description.status is WorkflowExecutionStatus.RUNNING
         # Both times are Temporal's own: this machine's clock may be off.
-        return running and activity.info().started_time - description.start_time > self._end_after
+        return activity.info().started_time - description.start_time > self._end_after
 
     async def _end_orphan(self, order_id: str) -> bool:
         async with self._database.read() as connection:
             if await rows.stages(connection, [order_id]):
                 return False
         handle = self._client.get_workflow_handle(self._names.order(order_id))
-        await handle.terminate("the cross-check found no row of this order")
-        return True
+        return await self._if_there(handle.terminate("the cross-check found no row of this order"))
 
     # --- the rest
 
@@ -213,9 +242,7 @@ class OpsActivities:
     async def _zones(self, result: CrossCheckResult) -> None:
         async with self._database.read() as connection:
             zones = await rows.waiting_zones(connection)
-        for zone in zones:  # few: each is asked for itself
-            if await self._is_running(self._names.dispatch(zone)):
-                continue
+        for zone in zones:  # also where the dispatch runs: a lost signal shows nowhere, and one more costs a round
             await self._database.transact(partial(rows.reset_wake, zone=zone))
             await wake_dispatch(self._client, self._names, zone)
             result.zones_woken.append(zone)
@@ -242,11 +269,24 @@ class OpsActivities:
 
     async def _is_running(self, workflow_id: str) -> bool:
         """What decides; unlike visibility it is never behind."""
+        description = await self._describe(workflow_id)
+        return description is not None and description.status is WorkflowExecutionStatus.RUNNING
+
+    async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription | None:
         activity.heartbeat()
         try:
-            description = await self._client.get_workflow_handle(workflow_id).describe()
+            return await self._client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def _if_there(self, call: Awaitable[None]) -> bool:
+        """Whether the workflow was still there to be told."""
+        try:
+            await call
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
             raise
-        return description.status is WorkflowExecutionStatus.RUNNING
+        return True

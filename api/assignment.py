@@ -101,17 +101,20 @@ async def get_delivery(delivery_id: str, services: ServicesDep) -> dict[str, Any
 
 
 @router.post("/api/deliveries/{delivery_id}/{action}")
-async def act(
-    delivery_id: str, action: CourierAction, body: Act, request: Request, services: ServicesDep
-) -> dict[str, Any]:
+async def act(delivery_id: str, action: str, body: Act, services: ServicesDep) -> dict[str, Any]:
     """Accept, decline, pick up or complete. Doing it again changes nothing."""
+    if action not in list(CourierAction):
+        raise Problem(404, "not-found", "There is nothing at this address.")
+    action = CourierAction(action)
     work = partial(deliveries.act, action=action) if action is not CourierAction.COMPLETE else orders.deliver
     try:
         await services.database.transact(partial(work, delivery_id=delivery_id, courier_id=body.courier_id))
     except DeliveryMissing as error:
         raise not_found("delivery") from error
     except HeldByOther as error:
-        await services.database.transact(partial(deliveries.count_lost, action=action))
+        if error.holder is not None:
+            lost = partial(deliveries.count_lost, delivery_id=delivery_id, courier_id=body.courier_id, action=action)
+            await services.database.transact(lost)
         raise _conflict("The delivery is not with this courier.", error.holder) from error
     except WrongStage as error:
         raise _wrong_stage(action, error.status) from error
@@ -266,7 +269,7 @@ class PatchSettings(Reasoned):
     """The body of `PATCH …/assignment/settings/{zone}`: the knobs to change."""
 
     batch_window_seconds: Annotated[float, Field(ge=0, le=60)] | None = None
-    max_batch: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    max_batch: Annotated[int, Field(ge=1, le=1000)] | None = None
     parallel_rounds: Annotated[int, Field(ge=1, le=32)] | None = None
     top_candidates: Annotated[int, Field(ge=1, le=1000)] | None = None
     accept_window_seconds: Seconds | None = None

@@ -165,7 +165,7 @@ def _start_options(services: Services, order: NewOrder) -> _StartOptions:
         "task_queue": services.names.main_queue,
         "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
         "id_reuse_policy": WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-        "static_summary": f"{len(order.lines)} lines to zone {order.zone}",
+        "static_summary": order.summary,
         "search_attributes": TypedSearchAttributes(
             [SearchAttributePair(_STATUS, OrderStatus.RESERVED), SearchAttributePair(_ZONE, order.zone)]
         ),

@@ -15,7 +15,8 @@ _PAGE = 1000
 _OPEN_ORDERS = text("SELECT order_id, status FROM orders WHERE status IN ('RESERVED', 'CONFIRMED')")
 _STAGES = text("SELECT order_id, status FROM orders WHERE order_id = ANY(CAST(:order_ids AS text[]))")
 _RETRYING = text("""
-    SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures WHERE status = 'RETRYING'
+    SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures
+    WHERE status = 'RETRYING' AND workflow_started_at IS NOT NULL
 """)
 _FORGET_WORKFLOW = text("""
     UPDATE outbox_failures SET workflow_started_at = NULL
@@ -85,8 +86,19 @@ _KEEP = text("""
 """)
 _ADD = text("""
     INSERT INTO disagreements (kind, target)
-    SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:targets AS text[])) ON CONFLICT DO NOTHING
+    SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:targets AS text[]))
+    ON CONFLICT (kind, target) DO UPDATE SET last_seen_at = now()
 """)
+
+
+_LASTING = text("""
+    SELECT target FROM disagreements WHERE kind = :kind AND first_seen_at < now() - make_interval(secs => 60)
+""")
+
+
+async def lasting_disagreements(connection: AsyncConnection, kind: str) -> set[str]:
+    """What a pass at least a minute ago, by the database's clock, saw already."""
+    return {row.target for row in await connection.execute(_LASTING, {"kind": kind})}
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ _INVARIANTS: dict[str, str] = {
             ON a.courier_id = c.courier_id
         WHERE c.load > c.capacity OR c.load <> COALESCE(a.held, 0)""",
     "workflows_and_rows_agree": """
-        SELECT kind || ' ' || target FROM disagreements WHERE first_seen_at < now() - interval '30 seconds'""",
+        SELECT kind || ' ' || target FROM disagreements
+        WHERE last_seen_at - first_seen_at > interval '30 seconds'""",
     # No join, which would read every closed reservation: the lines of each order under way are looked up.
     "not_expired_and_confirmed": """
         SELECT o.order_id FROM orders o

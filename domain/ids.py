@@ -20,10 +20,13 @@ ERROR_CLASS_ATTRIBUTE = "WaybillErrorClass"
 SEARCH_ATTRIBUTES = (STATUS_ATTRIBUTE, ZONE_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, ERROR_CLASS_ATTRIBUTE)
 """All of type Keyword; none holds personal data."""
 
+RELAY_WORKFLOW = "OutboxRelayWorkflow"
+SWEEP_WORKFLOW = "SweepWorkflow"
+CROSS_CHECK_WORKFLOW = "CrossCheckWorkflow"
 ORDER_WORKFLOW = "OrderWorkflow"
 RECONCILE_WORKFLOW = "ReconcileWorkflow"
 SNAPSHOT_WORKFLOW = "SnapshotWorkflow"
-"""By name: the cross-check starts them."""
+"""By name: the cross-check starts them, and activities know no workflow classes."""
 
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
 """By name: relays start it, and activities know no workflow classes."""

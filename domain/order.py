@@ -83,6 +83,12 @@ class NewOrder:
     dropoff_address: str | None = None
     email: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """One line for the Temporal UI; nothing personal."""
+        count = len(self.lines)
+        return f"{count} line{'s' if count > 1 else ''} to zone {self.zone}"
+
 
 @dataclass(frozen=True)
 class OrderState:

@@ -22,6 +22,8 @@ def main(arguments: list[str]) -> None:
     app = web.Application()
     app.router.add_post("/{path:.*}", _receive)
     port = int(arguments[0]) if arguments else DEFAULT_PORT
+    sys.stdout.write(f"Listening on http://127.0.0.1:{port}/ ; Ctrl-C ends it.\n")
+    sys.stdout.flush()
     web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None)
 
 

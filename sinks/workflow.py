@@ -10,7 +10,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.service import RPCError, RPCStatusCode
 
 from db.assignment import zones
-from db.engine import Database
+from db.engine import DATABASE_ERRORS, Database, error_code
 from domain.ids import DISPATCH_WORKFLOW, ROW_CHANGED_SIGNAL, WAKE_SIGNAL, ZONE_ATTRIBUTE, Names
 from domain.outbox import ZONE_TYPES, Endpoint, ErrorClass, Message
 from sinks import SendFailed
@@ -53,6 +53,8 @@ class WorkflowSink:
                 await self._tell_order(data["orderId"], data["status"])
         except RPCError as error:
             raise SendFailed(ErrorClass.ENDPOINT, f"Temporal: {error.message}") from error
+        except DATABASE_ERRORS as error:
+            raise SendFailed(ErrorClass.ENDPOINT, f"PostgreSQL: {error_code(error)}") from error
 
     async def _tell_order(self, order_id: str, stage: str) -> None:
         """A workflow that is closed or gone needs no telling."""
@@ -64,7 +66,8 @@ class WorkflowSink:
 
     async def _wake(self, zone: str) -> None:
         """Signal only when the flag turned: a burst of deliveries is one signal, and one round."""
-        if not await self._database.transact(partial(zones.set_wake, zone=zone)):
+        generation = await self._database.transact(partial(zones.set_wake, zone=zone))
+        if generation is None:
             return
         await wake_dispatch(self._client, self._names, zone)
-        await self._database.transact(partial(zones.wake_signalled, zone=zone))
+        await self._database.transact(partial(zones.wake_signalled, zone=zone, generation=generation))

@@ -60,7 +60,7 @@ class OrderWorkflow:
             if self._stage is OrderStatus.RESERVED:
                 await self._until_deadline(OrderActivities.expire_order, "the hold ends")
             else:
-                await self._until_deadline(OrderActivities.watch_promise, "the delivery is late")
+                await self._until_deadline(OrderActivities.watch_promise, "the promised time of delivery")
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self._stage
 

@@ -7,6 +7,7 @@ So an attempt that loses has changed nothing, and knows to whom it lost.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ async def assign(
     conflicts: list[Conflict] = []
     given: list[Row[Any]] = []
     for delivery in wanted:
-        if delivery.courier_id == courier_id and _in_hand(delivery.status):
+        if delivery.courier_id == courier_id and _given(delivery.status):
             if source is not AssignmentSource.AUTO:
                 await connection.execute(_PIN, {"delivery_id": delivery.delivery_id})
             continue
@@ -80,8 +81,9 @@ async def assign(
             given.append(delivery)
         else:
             conflicts.append(Conflict(delivery.delivery_id, kind, delivery.courier_id))
-    for conflict in conflicts if partial else conflicts[:1]:
-        await count_conflict(connection, source, conflict.kind)
+    # A client's cancel is nobody's conflict.
+    lost = [each for each in conflicts if deliveries[each.delivery_id].status != DeliveryStatus.CANCELLED]
+    await count_conflicts(connection, source, [each.kind for each in (lost if partial else lost[:1])])
     if conflicts and not partial:
         return conflicts
     for delivery in given:
@@ -89,8 +91,9 @@ async def assign(
     return conflicts
 
 
-def _in_hand(status: str) -> bool:
-    return status in (DeliveryStatus.OFFERED, DeliveryStatus.ASSIGNED, DeliveryStatus.PICKED_UP)
+def _given(status: str) -> bool:
+    """Whether a delivery with a courier is, or was, really theirs: giving it to them again is a replay."""
+    return status not in (DeliveryStatus.CANCELLED, DeliveryStatus.NEEDS_ATTENTION, DeliveryStatus.PENDING)
 
 
 def _conflict(
@@ -148,12 +151,16 @@ async def end_assignment(connection: AsyncConnection, delivery_id: str, courier_
 
 
 _COUNT = text("""
-    INSERT INTO conflict_counts (source, kind, bucket, total) VALUES (:source, :kind, :bucket, 1)
-    ON CONFLICT (source, kind, bucket) DO UPDATE SET total = conflict_counts.total + 1
+    INSERT INTO conflict_counts (source, kind, bucket, total) VALUES (:source, :kind, :bucket, :number)
+    ON CONFLICT (source, kind, bucket) DO UPDATE SET total = conflict_counts.total + excluded.total
 """)
 _BUCKETS = 16
 
 
-async def count_conflict(connection: AsyncConnection, source: AssignmentSource, kind: ConflictKind) -> None:
-    """Count an attempt that lost, in one of several buckets, so that losers do not queue for one row."""
-    await connection.execute(_COUNT, {"source": source, "kind": kind, "bucket": random.randrange(_BUCKETS)})
+async def count_conflicts(connection: AsyncConnection, source: AssignmentSource, kinds: Sequence[ConflictKind]) -> None:
+    """Count attempts that lost. One of several buckets for all of them, and the kinds in order: losers neither queue
+    for one row nor lock two of them crosswise."""
+    bucket = random.randrange(_BUCKETS)
+    for kind, number in sorted(Counter(kinds).items()):
+        values = {"source": source, "kind": kind, "bucket": bucket, "number": number}
+        await connection.execute(_COUNT, values)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.assignment.commit import DeliveryMissing, count_conflict, end_assignment
+from db.assignment.commit import DeliveryMissing, count_conflicts, end_assignment
 from db.assignment.couriers import lock_couriers
 from db.assignment.zones import wake_if_waiting
 from db.engine import LookedTooEarly
@@ -206,10 +206,21 @@ async def _step(
         await wake_if_waiting(connection, delivery.zone)
 
 
-async def count_lost(connection: AsyncConnection, action: CourierAction) -> None:
-    """Count that a courier came too late."""
+_LOST = text("""
+    UPDATE assignments SET lost_counted = true
+    WHERE delivery_id = :delivery_id AND courier_id = :courier_id AND NOT live AND NOT lost_counted
+        AND outcome IN ('declined', 'taken_over')
+    RETURNING assignment_id
+""")
+
+
+async def count_lost(connection: AsyncConnection, delivery_id: str, courier_id: str, action: CourierAction) -> None:
+    """Count that a courier came too late for what they once had: once, however often they ask again."""
+    lost = await connection.execute(_LOST, {"delivery_id": delivery_id, "courier_id": courier_id})
+    if not lost.all():
+        return
     kind = ConflictKind.LATE_ACCEPT if action is CourierAction.ACCEPT else ConflictKind.DELIVERY_TAKEN
-    await count_conflict(connection, AssignmentSource.COURIER, kind)
+    await count_conflicts(connection, AssignmentSource.COURIER, [kind])
 
 
 async def _move(

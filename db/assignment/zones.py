@@ -33,24 +33,31 @@ async def wake_if_waiting(connection: AsyncConnection, zone: str) -> None:
 
 _ENSURE = text("INSERT INTO zones (zone) VALUES (:zone) ON CONFLICT (zone) DO NOTHING")
 _SET_WAKE = text("""
-    UPDATE zones SET wake = true WHERE zone = :zone AND NOT (wake AND wake_signalled) RETURNING zone
+    UPDATE zones SET wake = true WHERE zone = :zone AND NOT (wake AND wake_signalled) RETURNING wake_generation
 """)
-_SIGNALLED = text("UPDATE zones SET wake_signalled = true WHERE zone = :zone AND wake")
-_CLEAR_WAKE = text("UPDATE zones SET wake = false, wake_signalled = false WHERE zone = :zone AND wake")
+_SIGNALLED = text("""
+    UPDATE zones SET wake_signalled = true WHERE zone = :zone AND wake AND wake_generation = :generation
+""")
+_CLEAR_WAKE = text("""
+    UPDATE zones SET wake = false, wake_signalled = false, wake_generation = wake_generation + 1
+    WHERE zone = :zone AND wake
+""")
 
 
-async def set_wake(connection: AsyncConnection, zone: str) -> bool:
-    """Set the flag; answer whether the zone's workflow is still to be told.
+async def set_wake(connection: AsyncConnection, zone: str) -> int | None:
+    """Set the flag; answer its generation if the zone's workflow is still to be told.
 
-    Two bits, so that a crash between the flag and the signal is made good by whoever comes next.
+    Two bits, so that a crash between the flag and the signal is made good by whoever comes next; a generation, so that
+    who was slow to write down a signal does not write it down for the next flag.
     """
     await connection.execute(_ENSURE, {"zone": zone})
-    return await connection.scalar(_SET_WAKE, {"zone": zone}) is not None
+    generation: int | None = await connection.scalar(_SET_WAKE, {"zone": zone})
+    return generation
 
 
-async def wake_signalled(connection: AsyncConnection, zone: str) -> None:
+async def wake_signalled(connection: AsyncConnection, zone: str, generation: int) -> None:
     """The zone's workflow was told; until its round begins nobody need tell it again."""
-    await connection.execute(_SIGNALLED, {"zone": zone})
+    await connection.execute(_SIGNALLED, {"zone": zone, "generation": generation})
 
 
 async def clear_wake(connection: AsyncConnection, zone: str) -> None:
@@ -127,6 +134,10 @@ _WAITING = text("""
         ARRAY(SELECT a.courier_id FROM assignments a
             WHERE a.delivery_id = d.delivery_id AND a.outcome = 'declined') AS not_by
     FROM deliveries d WHERE d.zone = :zone AND d.status = 'PENDING' AND NOT d.pinned
+        -- what nobody who is free may carry must not fill the batch
+        AND EXISTS (SELECT FROM couriers c WHERE c.zone = :zone AND c.online AND c.load < c.capacity
+            AND NOT EXISTS (SELECT FROM assignments a WHERE a.delivery_id = d.delivery_id
+                AND a.courier_id = c.courier_id AND a.outcome = 'declined'))
     ORDER BY d.created_at, d.delivery_id LIMIT :limit
 """)
 _FREE = text("""

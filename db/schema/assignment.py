@@ -51,6 +51,8 @@ assignments = Table(
     time("created_at", default=True, nullable=False),
     time("ended_at"),
     CheckConstraint("source IN ('auto', 'manual', 'route')", name="source"),
+    # Whether the courier's coming too late for it was counted.
+    Column("lost_counted", Boolean, nullable=False, server_default="false"),
     CheckConstraint("live = (outcome IS NULL)", name="live"),
     # Whatever code does: never two couriers at one door.
     Index("assignments_one_live", "delivery_id", unique=True, postgresql_where=text("live")),
@@ -72,6 +74,7 @@ zones = Table(
     # Something to do; and whether the zone's workflow has been told since. Both are cleared when a round begins.
     Column("wake", Boolean, nullable=False, server_default="false"),
     Column("wake_signalled", Boolean, nullable=False, server_default="false"),
+    Column("wake_generation", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('auto', 'manual')", name="mode"),
 )
 

@@ -47,6 +47,7 @@ disagreements = Table(
     Column("kind", Text, primary_key=True),
     Column("target", Text, primary_key=True),
     time("first_seen_at", default=True, nullable=False),
+    time("last_seen_at", default=True, nullable=False),
 )
 
 job_runs = Table(

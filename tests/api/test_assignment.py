@@ -172,8 +172,10 @@ async def test_a_declined_courier_is_not_asked_again_for_that_delivery(house: Ho
         assert (declined.status_code, declined.json()["status"], declined.json()["courierId"]) == (200, "PENDING", None)
     await house.courier("bob", lat=53.5)
     assert (await house.delivery_becomes(delivery_id, "ASSIGNED"))["courierId"] == "bob"
-    late = await house.act(delivery_id, "accept", "ada")
-    assert (late.status_code, late.json()["holder"]) == (409, "bob")
+    for _ in range(2):  # asked again, it is the same late courier
+        late = await house.act(delivery_id, "accept", "ada")
+        assert (late.status_code, late.json()["holder"]) == (409, "bob")
+    assert (await house.act(delivery_id, "pickup", "nobody")).status_code == 409  # never had it: no conflict
     assert await house.metric('ops_assignment_conflicts_total{kind="late_accept",source="courier"}') == 1
     await house.invariants_hold()
 
@@ -187,7 +189,22 @@ async def test_a_cancelled_order_frees_its_courier(house: House) -> None:
     assert answer.json()["status"] == "CANCELLED"
     assert (await house.get("/api/couriers/ada"))["load"] == 0
     assert (await house.act(delivery_id, "pickup", "ada")).status_code == 409
+    late = await house.call("POST", "/api/admin/assignments", {"deliveryId": delivery_id, "courierId": "ada"})
+    assert late.status_code == 409
+    assert (await house.get("/api/admin/ops/assignment/conflicts"))["items"] == []  # a client's cancel is no conflict
     await house.invariants_hold()
+
+
+async def test_a_delivery_that_nobody_may_carry_keeps_the_others_waiting_for_nothing(house: House) -> None:
+    await house.product("tea", 5)
+    await house.call("PATCH", "/api/admin/ops/assignment/settings/north", {"maxBatch": 1})
+    await house.courier("ada")
+    declined = await house.confirmed("k-1")
+    await house.delivery_becomes(declined, "ASSIGNED")
+    await house.act(declined, "decline", "ada")
+    other = await house.confirmed("k-2")
+    assert (await house.delivery_becomes(other, "ASSIGNED"))["courierId"] == "ada"
+    assert (await house.get(f"/api/deliveries/{declined}"))["status"] == "PENDING"
 
 
 async def test_cancel_racing_pickup_has_one_winner(house: House) -> None:

@@ -66,7 +66,7 @@ async def test_confirm_cancel_and_expire_racing_on_one_order_have_one_outcome(sh
     shuffled = random.Random(seed)
     await shop.put("cup", 1000)
     await shop.put("tea", 1000)
-    rounds = 12
+    rounds = 70
     for number in range(rounds):
         order_id = f"o-{number}"
         await shop.reserve(order_id, [("tea", 2), ("cup", 1)])

@@ -66,7 +66,7 @@ async def test_the_temporal_ui_reads_like_a_story(house: House) -> None:
     order_id = await house.reserved("k-1", {"tea": 1}, email="someone@example.com", dropoff=address)
     handle = house.workflow(order_id)
     description = await handle.describe()
-    assert await description.static_summary() == "1 lines to zone north"
+    assert await description.static_summary() == "1 line to zone north"
     attributes = {key.name: value for key, value in description.typed_search_attributes}
     assert attributes["WaybillOrderStatus"] == "RESERVED"
     assert attributes["WaybillZone"] == "north"

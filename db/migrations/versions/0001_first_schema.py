@@ -90,6 +90,7 @@ def create_tables() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("target", sa.Text(), nullable=False),
         sa.Column("first_seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("kind", "target", name=op.f("disagreements_pkey")),
     )
     op.create_table(

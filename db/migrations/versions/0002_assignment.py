@@ -66,6 +66,7 @@ def upgrade() -> None:
         sa.Column("mode", sa.Text(), server_default="auto", nullable=False),
         sa.Column("wake", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("wake_signalled", sa.Boolean(), server_default="false", nullable=False),
+        sa.Column("wake_generation", sa.BigInteger(), server_default="0", nullable=False),
         sa.CheckConstraint("mode IN ('auto', 'manual')", name=op.f("zones_mode_check")),
         sa.PrimaryKeyConstraint("zone", name=op.f("zones_pkey")),
     )
@@ -80,6 +81,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lost_counted", sa.Boolean(), server_default="false", nullable=False),
         sa.CheckConstraint("source IN ('auto', 'manual', 'route')", name=op.f("assignments_source_check")),
         sa.CheckConstraint("live = (outcome IS NULL)", name=op.f("assignments_live_check")),
         sa.ForeignKeyConstraint(["courier_id"], ["couriers.courier_id"], name=op.f("assignments_courier_id_fkey")),
