@@ -35,7 +35,7 @@ check: .venv/dev.stamp ## Check format, lint, types and import rules
 	.venv/bin/lint-imports --no-logo
 
 lock: .venv/dev.stamp ## Re-make requirements/*.txt from *.in (ARGS=--upgrade for the latest versions)
-	cd requirements && for name in run dev "demo --no-deps"; do \
+	cd requirements && for name in run dev bench "demo --no-deps"; do \
 		set -- $$name; \
 		../.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 			--no-emit-index-url --no-emit-find-links --no-header $(ARGS) $$2 $$1.in -o $$1.txt || exit 1; \
