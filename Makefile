@@ -21,8 +21,8 @@ psql: .venv/run.stamp ## Open psql on the running stack's database (ARGS="-c 'se
 receiver: .venv/run.stamp ## Print the events sent to http://127.0.0.1:9099/ (ARGS=9100 for another port)
 	@exec .venv/bin/python -m local.receiver $(ARGS)
 
-test: .venv/dev.stamp ## Run every test on throw-away servers (ARGS="-k orders -x")
-	@exec .venv/bin/python -m pytest $(ARGS)
+test: .venv/dev.stamp ## Run every test on throw-away servers, in two processes (ARGS="-k orders -x")
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservations, 20,000 racing operations (ARGS="--seed 2")
 	@.venv/bin/python -m soak.plans

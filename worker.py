@@ -99,6 +99,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
             max_concurrent_activities=SHARDS,
             graceful_shutdown_timeout=_DRAIN,
         )
+        await stack.enter_async_context(_listening(outbox))
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
         await start_standing(client, names, standing)
@@ -149,6 +150,17 @@ async def _running(*workers: Worker) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.gather(*(worker.__aexit__(None, None, None) for worker in workers))
+
+
+@asynccontextmanager
+async def _listening(outbox: OutboxActivities) -> AsyncIterator[None]:
+    """Wake the relays by notification until the block ends."""
+    task = asyncio.create_task(outbox.listen())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

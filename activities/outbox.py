@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from temporalio.service import RPCError
 
 from activities.outbox_pump import EVIDENCE_SECONDS
 from activities.outbox_pumps import Pumps
-from db.engine import Database
+from db.engine import DATABASE_ERRORS, Database, error_code
 from db.ops import workers_alive
 from db.outbox import failures, relay
 from db.outbox.failures import FailingMessage
+from db.outbox.write import EVENTS_CHANNEL
 from domain.ids import ERROR_CLASS_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, FAILURE_WORKFLOW, LOOK_AGAIN_SIGNAL, Names
 from domain.outbox import (
     Endpoint,
@@ -41,6 +43,7 @@ RELAY_SECONDS = 600
 _LOOK_SECONDS = 1.0
 _FAILURES_BATCH = 50
 _SHARE_SECONDS = 1.0
+_LISTEN_AGAIN_SECONDS = 1.0
 
 _EVENT_TYPE = SearchAttributeKey.for_keyword(EVENT_TYPE_ATTRIBUTE)
 _ERROR_CLASS = SearchAttributeKey.for_keyword(ERROR_CLASS_ATTRIBUTE)
@@ -69,7 +72,21 @@ class OutboxActivities:
         self._names = names
         self._sinks = sinks
         self._worker_id = worker_id
-        self._carried: set[int] = set()
+        self._carried: dict[int, asyncio.Event] = {}
+        """By shard: set when events were committed."""
+
+    async def listen(self) -> None:
+        """Wake this worker's relays when events were committed, for as long as it runs."""
+        while True:
+            try:
+                await self._database.listen(EVENTS_CHANNEL, self._wake)
+            except DATABASE_ERRORS as error:
+                log.warning("relays look by themselves until they can listen again", error=error_code(error))
+            await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+
+    def _wake(self) -> None:
+        for news in self._carried.values():
+            news.set()
 
     @activity.defn
     async def relay(self, shard: int) -> None:
@@ -79,16 +96,16 @@ class OutboxActivities:
         """
         if await self._over_share(len(self._carried) + 1):
             raise _give_back("this worker carries its share", _SHARE_SECONDS)
-        self._carried.add(shard)
+        news = self._carried[shard] = asyncio.Event()
         try:
-            await self._relay(shard)
+            await self._relay(shard, news)
         finally:
-            self._carried.discard(shard)
+            del self._carried[shard]
 
-    async def _relay(self, shard: int) -> None:
+    async def _relay(self, shard: int, news: asyncio.Event) -> None:
         epoch = await self._database.transact(lambda connection: relay.take_shard(connection, shard, self._worker_id))
         log.info("relay took its shard", shard=shard, epoch=epoch)
-        pumps = Pumps(self._database, self._sinks, shard, epoch)
+        pumps = Pumps(self._database, self._sinks, shard, epoch, news)
         try:
             await self._carry(shard, epoch, pumps)
         finally:
@@ -106,8 +123,7 @@ class OutboxActivities:
         looked_at = 0.0
         while not activity.is_worker_shutdown() and time.monotonic() - began < RELAY_SECONDS:
             activity.heartbeat()
-            async with self._database.read() as connection:
-                ready = await relay.ready_endpoints(connection, shard)
+            ready = await self._database.execute_once(partial(relay.ready_endpoints, shard=shard))
             await pumps.tend(ready)
             if time.monotonic() - looked_at > _LOOK_SECONDS:
                 looked_at = time.monotonic()
@@ -175,11 +191,12 @@ class OutboxActivities:
             async with self._database.read() as connection:
                 passed = await relay.others_pass(connection, endpoint.endpoint_id, message.lane, EVIDENCE_SECONDS)
             error_class = ErrorClass.UNKNOWN if passed else ErrorClass.ENDPOINT
-        delay = retry_delay_seconds(error_class, message.attempts)
+        delay = retry_delay_seconds(error_class, message.attempts, error.retry_after_seconds)
         settle = partial(
             failures.retry_failed, message=message, endpoint=endpoint, error_class=error_class, error=error.full
         )
-        await self._database.transact(partial(settle, delay_seconds=delay))
+        asked = {"gone": error.gone, "retry_after_seconds": error.retry_after_seconds}
+        await self._database.transact(partial(settle, delay_seconds=delay, **asked))
         status = MessageStatus.FAILED if delay is None else MessageStatus.RETRYING
         return RetryOutcome(status, message.attempts, f"{error_class}: {error.detail}", delay or 0.0)
 

@@ -12,9 +12,9 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
-from db.outbox import relay
+from db.outbox import breaker, relay
 from db.outbox.relay import Claimed, Delivered
-from domain.outbox import Endpoint, ErrorClass, breaker_delay_seconds, retry_delay_seconds
+from domain.outbox import Endpoint, ErrorClass, retry_delay_seconds
 from sinks import SendFailed, Sink, deliver
 
 log = structlog.get_logger(__name__)
@@ -31,6 +31,9 @@ _LANE_WINDOW = 8
 _PROBE_CHOICE = 20
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
+_GATHER_SECONDS = 0.01
+"""While others are being sent, what is delivered waits so long for company: one settlement for many."""
+_COMPANY = WINDOW // 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,9 @@ class Pump:
         """By lane: claimed and not yet sent. A lane is here while its task runs or its failure waits for a verdict."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: asyncio.Queue[Delivered | _Failed | None] = asyncio.Queue()
-        self._sending = asyncio.Semaphore(_PARALLEL_SENDS)
+        # One that came back a moment ago is sent one message at a time, and one more for each that it takes.
+        self._allowed = 1 if endpoint.recovering else _PARALLEL_SENDS
+        self._sending = asyncio.Semaphore(self._allowed)
         self._undecided: list[_Failed] = []
         self._passed: dict[str, float] = {}
         """When something passed, for the last two lanes of which something did."""
@@ -70,6 +75,10 @@ class Pump:
     def stop(self) -> None:
         """Claim and begin no more; what is being sent ends and is settled."""
         self._stopped = True
+
+    def look(self) -> None:
+        """Something new may be ready: do not wait for a send to end."""
+        self._outcomes.put_nowait(None)
 
     async def run(self) -> None:
         """Pump. Raises StaleEpoch when another relay has the shard."""
@@ -116,7 +125,7 @@ class Pump:
             lane_limit=_LANE_WINDOW,
             limit=limit,
         )
-        claimed = await self._database.transact(
+        claimed = await self._database.execute_once(
             lambda connection: relay.claim(connection, self._shard, self.endpoint.endpoint_id, self._epoch, window)
         )
         blocked = [each.message for each in claimed if each.lane_blocked]
@@ -153,6 +162,8 @@ class Pump:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILL_SECONDS):
                 outcomes.append(await self._outcomes.get())
+        if self._tasks and self._outcomes.qsize() < _COMPANY:
+            await asyncio.sleep(_GATHER_SECONDS)
         while not self._outcomes.empty():
             outcomes.append(self._outcomes.get_nowait())
         return [outcome for outcome in outcomes if outcome is not None]
@@ -176,10 +187,13 @@ class Pump:
                 self._undecided.append(outcome)
 
     async def _settle(self, delivered: list[Delivered]) -> None:
-        await self._database.transact(
+        await self._database.execute_once(
             lambda connection: relay.settle(connection, self._shard, self.endpoint.endpoint_id, self._epoch, delivered)
         )
         for each in delivered:
+            if self._allowed < _PARALLEL_SENDS:
+                self._allowed += 1
+                self._sending.release()
             del self._in_flight[each.claimed.message.position]
             self._passed.pop(each.claimed.message.lane, None)
             self._passed[each.claimed.message.lane] = time.monotonic()
@@ -221,7 +235,7 @@ class Pump:
         """Take a message that failed for a reason of its own out of the way, and park what was claimed behind it."""
         message = failed.claimed.message
         endpoint_id = self.endpoint.endpoint_id
-        delay_seconds = retry_delay_seconds(error_class, message.attempts + 1)
+        delay_seconds = retry_delay_seconds(error_class, message.attempts + 1, failed.error.retry_after_seconds)
         behind = [claimed.message for claimed in self._queued.pop(message.lane, ())]
 
         async def work(connection: AsyncConnection) -> None:
@@ -251,14 +265,18 @@ class Pump:
             first_of_lane.setdefault(claimed.message.lane, claimed)
         if not first_of_lane:
             return
-        choice = list(first_of_lane.values())[self.endpoint.consecutive_failures % len(first_of_lane)]
+        endpoint_id, failures = self.endpoint.endpoint_id, self.endpoint.consecutive_failures
+        if not await self._database.execute_once(
+            lambda connection: breaker.take_probe(connection, endpoint_id, failures)
+        ):
+            return  # another shard's relay, or a retry, is trying it
+        choice = list(first_of_lane.values())[failures % len(first_of_lane)]
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:
             await self._open_breaker(outcome)
             return
-        endpoint_id = self.endpoint.endpoint_id
-        await self._database.transact(lambda connection: relay.close_breaker(connection, endpoint_id))
+        await self._database.transact(lambda connection: breaker.close_breaker(connection, endpoint_id))
         await self._end([outcome])
         log.info("endpoint answers again", endpoint=self.endpoint.name)
 
@@ -274,9 +292,8 @@ class Pump:
     async def _open_breaker(self, failed: _Failed) -> None:
         """Leave the endpoint's rows where they are, for a while. Attempts are logged, nobody's is counted."""
         endpoint, error = self.endpoint, failed.error
-        delay_seconds = breaker_delay_seconds(endpoint.consecutive_failures + 1)
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: AsyncConnection) -> float:
             await relay.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
             for each in {failed, *self._undecided}:
                 await relay.log_attempt(
@@ -286,7 +303,9 @@ class Pump:
                     ErrorClass.ENDPOINT,
                     each.error.full,
                 )
-            await relay.open_breaker(connection, endpoint, error.full, delay_seconds)
+            return await breaker.open_breaker(
+                connection, endpoint, error.full, gone=error.gone, retry_after_seconds=error.retry_after_seconds
+            )
 
-        await self._database.transact(work)
+        delay_seconds = await self._database.transact(work)
         log.warning("endpoint fails", endpoint=endpoint.name, seconds=delay_seconds, error=error.detail)

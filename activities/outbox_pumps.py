@@ -17,8 +17,8 @@ from sinks import Sink
 
 log = structlog.get_logger(__name__)
 
-_PAUSES_SECONDS = (0.01, 0.1)
-"""Between two looks: from the first, doubling while nothing new is ready, to the second."""
+_PAUSES_SECONDS = (0.01, 0.5)
+"""Between two looks: from the first, doubling while nothing new is ready, to the second; less where news wakes it."""
 _REST_SECONDS = 1.0
 _DRAIN_SECONDS = 5.0
 
@@ -32,7 +32,9 @@ class _Running:
 class Pumps:
     """Starts, renews, stops and reaps pumps as the endpoints' rows say."""
 
-    def __init__(self, database: Database, sinks: Mapping[SinkKind, Sink], shard: int, epoch: int) -> None:
+    def __init__(
+        self, database: Database, sinks: Mapping[SinkKind, Sink], shard: int, epoch: int, news: asyncio.Event
+    ) -> None:
         self._database = database
         self._sinks = sinks
         self._shard = shard
@@ -40,6 +42,7 @@ class Pumps:
         self._running: dict[int, _Running] = {}
         self._resting_until: dict[int, float] = {}
         self._pause_seconds = _PAUSES_SECONDS[0]
+        self._news = news
 
     async def tend(self, ready: Sequence[Endpoint]) -> None:
         """Make the pumps follow the endpoints that are ready now, then pause. Raises StaleEpoch."""
@@ -63,11 +66,16 @@ class Pumps:
         return self._resting_until.get(endpoint.endpoint_id, 0.0) < time.monotonic()
 
     async def _wait(self) -> None:
-        if self._running:
-            tasks = [running.task for running in self._running.values()]
-            await asyncio.wait(tasks, timeout=self._pause_seconds, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(self._pause_seconds)
+        """Until a pump ends, news comes, or the pause is over."""
+        news = asyncio.create_task(self._news.wait())
+        tasks = [running.task for running in self._running.values()]
+        await asyncio.wait([news, *tasks], timeout=self._pause_seconds, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        if self._news.is_set():
+            self._news.clear()
+            self._pause_seconds = _PAUSES_SECONDS[0]
+            for running in self._running.values():
+                running.pump.look()
 
     def _reap(self) -> None:
         """Take away what has ended. One endpoint's trouble is not the others': its pump rests for a second."""

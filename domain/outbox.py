@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import random
 import secrets
 import zlib
 from collections.abc import Mapping
@@ -96,6 +97,8 @@ class Endpoint:
     consecutive_failures: int
     probing: bool
     """Its breaker is open and due for a probe."""
+    recovering: bool = False
+    """It came back a moment ago: it gets its messages by and by, not all at once."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Message:
     occurred_at: datetime
     attempts: int
     """Counted attempts that failed before."""
+    claimed_at: datetime
+    """By the database's clock."""
 
     @property
     def body(self) -> bytes:
@@ -223,15 +228,23 @@ _UNKNOWN_DELAYS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 285.0)
 ENDPOINT_DELAY_CAP_SECONDS = 30.0
 
 
-def retry_delay_seconds(error_class: ErrorClass, attempts: int) -> float | None:
+def retry_delay_seconds(error_class: ErrorClass, attempts: int, retry_after_seconds: float = 0.0) -> float | None:
     """How long to wait after so many counted attempts; None when the message has FAILED.
 
-    `event`: 3 tries within 20 s. `unknown`: 8 tries over about 10 minutes. `endpoint`: never FAILED.
+    `event`: 3 tries within 20 s. `unknown`: 8 tries over about 10 minutes, later where the receiver asked for that.
+    `endpoint`: never FAILED. Chance moves each pause by up to a quarter, so that messages that failed together do not
+    come back together.
     """
     if error_class is ErrorClass.ENDPOINT:
         return ENDPOINT_DELAY_CAP_SECONDS
     delays = _EVENT_DELAYS if error_class is ErrorClass.EVENT else _UNKNOWN_DELAYS
-    return delays[attempts - 1] if attempts <= len(delays) else None
+    if attempts > len(delays):
+        return None
+    return max(delays[attempts - 1] * random.uniform(0.75, 1.25), retry_after_seconds)
+
+
+RETRY_AFTER_CAP_SECONDS = 300.0
+"""What a receiver may ask for in `Retry-After`, at most."""
 
 
 def breaker_delay_seconds(consecutive_failures: int) -> float:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import structlog
 
-from domain.outbox import Endpoint, ErrorClass, Message
+from domain.outbox import RETRY_AFTER_CAP_SECONDS, Endpoint, ErrorClass, Message
 
 log = structlog.get_logger(__name__)
 
@@ -16,12 +16,22 @@ class SendFailed(Exception):
 
     `blame` is whose fault the failure itself shows, or None where only the fate of other lanes' events can tell.
     `detail` may be shown anywhere. `answer` is the receiver's own words, which may echo the payload: it stays in the
-    database.
+    database. `retry_after_seconds` is what the receiver asks for, `gone` that it will never come back.
     """
 
-    def __init__(self, blame: ErrorClass | None, detail: str, answer: str = "") -> None:
+    def __init__(
+        self,
+        blame: ErrorClass | None,
+        detail: str,
+        answer: str = "",
+        *,
+        retry_after_seconds: float = 0.0,
+        gone: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.blame = blame
+        self.retry_after_seconds = min(retry_after_seconds, RETRY_AFTER_CAP_SECONDS)
+        self.gone = gone
         self.detail = detail[:300]
         self.answer = answer[:300]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,8 +27,11 @@ from domain.outbox import (
 from sinks import SendFailed
 
 TIMEOUT_SECONDS = 10.0
-_CONNECTIONS = 200
 _ERROR_BODY_BYTES = 200
+
+
+Lookup = Callable[..., Awaitable[list[tuple[Any, ...]]]]
+"""Finds a name's addresses: `getaddrinfo` of the event loop."""
 
 
 class ForbiddenAddress(OSError):
@@ -96,15 +102,15 @@ def _is_public(address: str) -> bool:
 class _CheckedResolver(AbstractResolver):
     """Resolves a name once, and hands out only addresses that may be connected to."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, lookup: Lookup, *, allow_private: bool) -> None:
+        self._lookup = lookup
         self._allow_private = allow_private
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+            found = await self._lookup(host, port, type=socket.SOCK_STREAM, family=family)
         except ValueError as error:  # not even a name: an empty or an overlong label
             raise ForbiddenAddress(f"{host} cannot be a host's name") from error
         results = [
@@ -130,11 +136,15 @@ class _CheckedResolver(AbstractResolver):
 class WebhookSink:
     """POSTs each message to its endpoint's URL, signed with its live secrets. Open it inside an event loop."""
 
-    def __init__(self, *, allow_private: bool, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, *, allow_private: bool, timeout_seconds: float = TIMEOUT_SECONDS, lookup: Lookup | None = None
+    ) -> None:
         self._allow_private = allow_private
         self._timeout_seconds = timeout_seconds
         connector = aiohttp.TCPConnector(
-            limit=_CONNECTIONS, resolver=_CheckedResolver(allow_private=allow_private), use_dns_cache=False
+            limit=0,  # each endpoint's pumps have a limit of their own: a slow one takes nobody's connections
+            resolver=_CheckedResolver(lookup or asyncio.get_running_loop().getaddrinfo, allow_private=allow_private),
+            use_dns_cache=False,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -169,8 +179,13 @@ class WebhookSink:
             raise SendFailed(_blame_of_connect(error), _described(error)) from error
         except (aiohttp.ClientError, OSError) as error:
             raise SendFailed(None, _described(error)) from error
-        told = answer.decode(errors="replace")
-        raise SendFailed(blame_of_status(response.status), f"HTTP {response.status}", told)
+        raise SendFailed(
+            blame_of_status(response.status),
+            f"HTTP {response.status}",
+            answer.decode(errors="replace"),
+            retry_after_seconds=retry_after_seconds(response.headers.get("Retry-After"), message.claimed_at),
+            gone=response.status == HTTPStatus.GONE,
+        )
 
 
 async def _explanation(response: aiohttp.ClientResponse) -> bytes:
@@ -181,8 +196,23 @@ async def _explanation(response: aiohttp.ClientResponse) -> bytes:
         return b""
 
 
+def retry_after_seconds(header: str | None, now: datetime) -> float:
+    """What a `Retry-After` header asks for (RFC 9110, section 10.2.3: seconds, or a date); 0 for none and nonsense."""
+    if header is None:
+        return 0.0
+    if header.isascii() and header.isdigit():
+        return float(header[:9])
+    try:
+        at = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    # A date without a zone is meant as UTC.
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
+
+
 def _headers(endpoint: Endpoint, message: Message, body: bytes) -> dict[str, str]:
-    timestamp = int(time.time())
+    # The database's clock: receivers refuse what is signed by one that is minutes off.
+    timestamp = int(message.claimed_at.timestamp())
     signatures = (webhook_signature(secret, message.event_id, timestamp, body) for secret in endpoint.secrets)
     return {
         "content-type": CLOUDEVENTS_CONTENT_TYPE,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.engine import announce
 from db.ops import record_action
-from db.outbox.write import ENDPOINTS_LOCK
+from db.outbox.failures import free_lane
+from db.outbox.write import ENDPOINTS_LOCK, EVENTS_CHANNEL
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _COLUMNS = """
-    endpoint_id, name, url, event_types, enabled, open_until IS NOT NULL AS open, consecutive_failures, last_error,
-    created_at
+    endpoint_id, name, url, event_types, unordered_types, enabled, disabled_reason,
+    open_until IS NOT NULL AS open, consecutive_failures, last_error, failing_since, created_at
 """
 _GET = text(f"SELECT {_COLUMNS} FROM outbox_endpoints WHERE name = :name AND kind = 'webhook'")
 _LIST = text(f"""
@@ -23,16 +26,18 @@ _LIST = text(f"""
     ORDER BY endpoint_id DESC LIMIT :limit
 """)
 _INSERT = text("""
-    INSERT INTO outbox_endpoints (name, kind, url, event_types, enabled, secret)
-    VALUES (:name, 'webhook', :url, CAST(:event_types AS text[]), :enabled, :secret)
+    INSERT INTO outbox_endpoints (name, kind, url, event_types, unordered_types, enabled, secret)
+    VALUES (:name, 'webhook', :url, CAST(:event_types AS text[]), CAST(:unordered_types AS text[]), :enabled, :secret)
 """)
 _UPDATE = text("""
-    UPDATE outbox_endpoints SET url = :url, event_types = CAST(:event_types AS text[]), enabled = :enabled
+    UPDATE outbox_endpoints SET url = :url, event_types = CAST(:event_types AS text[]),
+        unordered_types = CAST(:unordered_types AS text[]), enabled = :enabled
     WHERE name = :name AND kind = 'webhook'
 """)
 _ENABLE = text("""
     UPDATE outbox_endpoints
-    SET enabled = true, open_until = NULL, consecutive_failures = 0, last_error = NULL, reachable_since = now()
+    SET enabled = true, disabled_reason = NULL, open_until = NULL, consecutive_failures = 0, last_error = NULL,
+        failing_since = NULL, reachable_since = now()
     WHERE name = :name AND kind = 'webhook'
 """)
 _ROTATE = text("""
@@ -69,39 +74,77 @@ async def list_webhooks(connection: AsyncConnection, after: int | None, limit: i
     return (await connection.execute(_LIST, {"after": after, "limit": limit})).all()
 
 
+@dataclass(frozen=True)
+class WebhookWish:
+    """What an admin wants a webhook to be."""
+
+    url: str
+    event_types: list[str] | None = None
+    """None: all."""
+    unordered_types: list[str] = field(default_factory=list)
+    """Events of these types wait for no other, and no other waits for them."""
+    enabled: bool = True
+
+
 async def put_webhook(
-    connection: AsyncConnection,
-    name: str,
-    url: str,
-    event_types: Sequence[str] | None,
-    enabled: bool,
-    secret: str,
-    *,
-    actor: str,
-    reason: str | None,
+    connection: AsyncConnection, name: str, wish: WebhookWish, secret: str, *, actor: str, reason: str | None
 ) -> bool:
-    """Make or change a webhook; answer whether it was made, and with `secret`."""
+    """Make or change a webhook; answer whether it was made, and with `secret`.
+
+    What waits behind a failing event only for the sake of an order that is no longer wanted goes on at once.
+    """
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     found = await get_webhook(connection, name)
-    values: dict[str, Any] = {
-        "name": name,
-        "url": url,
-        "event_types": list(event_types) if event_types is not None else None,
-    }
-    values["enabled"] = enabled
+    after = asdict(wish)
+    announce(connection, EVENTS_CHANNEL)
     if found is None:
-        await connection.execute(_INSERT, {**values, "secret": secret})
+        await connection.execute(_INSERT, {"name": name, "secret": secret, **after})
     else:
-        await connection.execute(_UPDATE, values)
-    before = {key: getattr(found, key) for key in ("url", "event_types", "enabled")} if found else None
-    after = {key: values[key] for key in ("url", "event_types", "enabled")}
+        await connection.execute(_UPDATE, {"name": name, **after})
+        if released := sorted(set(wish.unordered_types) - set(found.unordered_types)):
+            await _release(connection, found.endpoint_id, released)
+    before = {key: getattr(found, key) for key in after} if found else None
     if before != after:
         await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
     return found is None
 
 
+_OWN_LANES = text("""
+    UPDATE outbox_messages m SET lane = 'event:' || m.position FROM outbox_events e
+    WHERE m.endpoint_id = :endpoint_id AND e.position = m.event_position
+        AND e.event_type = ANY(CAST(:event_types AS text[]))
+""")
+_RELEASE_PARKED = text("""
+    WITH released AS (
+        DELETE FROM outbox_parked p USING outbox_events e
+        WHERE p.endpoint_id = :endpoint_id AND e.position = p.event_position
+            AND e.event_type = ANY(CAST(:event_types AS text[]))
+        RETURNING p.shard, p.endpoint_id, p.position, p.event_position
+    )
+    INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
+    SELECT shard, endpoint_id, position, event_position, 'event:' || position FROM released
+""")
+_RELEASE_FAILING = text("""
+    UPDATE outbox_failures f SET lane = 'event:' || f.position FROM outbox_failures before
+    WHERE before.endpoint_id = f.endpoint_id AND before.position = f.position AND f.endpoint_id = :endpoint_id
+        AND f.status IN ('RETRYING', 'FAILED') AND f.event_type = ANY(CAST(:event_types AS text[]))
+    RETURNING before.lane
+""")
+
+
+async def _release(connection: AsyncConnection, endpoint_id: int, event_types: Sequence[str]) -> None:
+    """Take events of these types out of their lanes, and let the lanes go on that one of them blocked."""
+    parameters = {"endpoint_id": endpoint_id, "event_types": event_types}
+    blocked = (await connection.scalars(_RELEASE_FAILING, parameters)).all()
+    await connection.execute(_RELEASE_PARKED, parameters)
+    await connection.execute(_OWN_LANES, parameters)
+    for lane in blocked:
+        await free_lane(connection, endpoint_id, lane)
+
+
 async def stop_webhook(connection: AsyncConnection, name: str) -> int | None:
     """Send nothing more to a webhook that is about to be deleted; answer its endpoint's id."""
+    announce(connection, EVENTS_CHANNEL)
     endpoint_id: int | None = await connection.scalar(_DISABLE, {"name": name})
     return endpoint_id
 
@@ -134,6 +177,7 @@ async def delete_webhook(
 
 async def rotate_secret(connection: AsyncConnection, name: str, secret: str, *, actor: str, reason: str | None) -> bool:
     """Sign with a new secret, for a day with the old one too; answer whether there is such a webhook."""
+    announce(connection, EVENTS_CHANNEL)
     parameters = {"name": name, "secret": secret, "hours": OLD_SECRET_HOURS}
     if (await connection.execute(_ROTATE, parameters)).rowcount == 0:
         return False
@@ -146,6 +190,7 @@ async def enable_webhook(connection: AsyncConnection, name: str, *, actor: str, 
     found = await get_webhook(connection, name)
     if found is None:
         return False
+    announce(connection, EVENTS_CHANNEL)
     await connection.execute(_ENABLE, {"name": name})
     before = {"enabled": found.enabled, "open": found.open}
     if before != (after := {"enabled": True, "open": False}):

@@ -10,18 +10,19 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.engine import announce
 from db.ops import record_action
+from db.outbox.breaker import close_breaker, open_breaker, take_probe
 from db.outbox.relay import (
     ENDPOINT_COLUMNS,
     EVENT_COLUMNS,
-    close_breaker,
     count_error,
     endpoint_of,
     log_attempt,
     message_of,
-    open_breaker,
 )
-from domain.outbox import Endpoint, ErrorClass, Message, MessageStatus, breaker_delay_seconds, message_id
+from db.outbox.write import EVENTS_CHANNEL
+from domain.outbox import Endpoint, ErrorClass, Message, MessageStatus, message_id
 
 # --- retries, for the message's own workflow
 
@@ -80,7 +81,8 @@ class Retry:
 
 
 _RETRY_STATE = text("""
-    SELECT f.status, f.attempts, endpoint.enabled,
+    SELECT f.status, f.attempts, endpoint.enabled AND endpoint.disabled_reason IS NULL AS enabled,
+        endpoint.open_until IS NOT NULL AS probing, endpoint.consecutive_failures,
         CAST(COALESCE(extract(epoch FROM GREATEST(f.next_attempt_at, endpoint.open_until) - clock_timestamp()), 0)
             AS float8) AS wait_seconds
     FROM outbox_failures f JOIN outbox_endpoints endpoint USING (endpoint_id)
@@ -94,6 +96,8 @@ _BEGIN_RETRY = text(f"""
     RETURNING f.position, f.event_position, f.lane, f.shard, f.attempts, {EVENT_COLUMNS}, {ENDPOINT_COLUMNS}
 """)
 _DISABLED_WAIT_SECONDS = 30.0
+_PROBED_WAIT_SECONDS = 1.0
+"""Somebody else tries the endpoint at this moment."""
 
 
 async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: int) -> Retry | None:
@@ -105,6 +109,8 @@ async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: i
     wait_seconds = state.wait_seconds if state.enabled else _DISABLED_WAIT_SECONDS
     if state.status != MessageStatus.RETRYING or wait_seconds > 0:
         return Retry(MessageStatus(state.status), state.attempts, max(wait_seconds, 0.0))
+    if state.probing and not await take_probe(connection, endpoint_id, state.consecutive_failures):
+        return Retry(MessageStatus.RETRYING, state.attempts, _PROBED_WAIT_SECONDS)
     row = (await connection.execute(_BEGIN_RETRY, key)).one()
     return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row, row.shard), endpoint_of(row))
 
@@ -141,6 +147,9 @@ async def retry_failed(
     error_class: ErrorClass,
     error: str,
     delay_seconds: float | None,
+    *,
+    gone: bool = False,
+    retry_after_seconds: float = 0.0,
 ) -> None:
     """The retry failed too: RETRYING after the delay, FAILED without one.
 
@@ -148,8 +157,9 @@ async def retry_failed(
     """
     endpoint_id = endpoint.endpoint_id
     if error_class is ErrorClass.ENDPOINT:
-        open_seconds = breaker_delay_seconds(endpoint.consecutive_failures + 1)
-        await open_breaker(connection, endpoint, error, open_seconds)
+        await open_breaker(connection, endpoint, error, gone=gone, retry_after_seconds=retry_after_seconds)
+    elif endpoint.probing:
+        await close_breaker(connection, endpoint_id)  # it answers, and found fault with the message alone
     status = MessageStatus.FAILED if delay_seconds is None else MessageStatus.RETRYING
     attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
     if await _end_retry(connection, message, endpoint_id, status, attempts, error_class, error, delay_seconds):
@@ -192,6 +202,7 @@ _FREE_LANE = text("""
 
 async def free_lane(connection: AsyncConnection, endpoint_id: int, lane: str) -> None:
     """What waited behind the message is ready again. The caller has locked, and ended, the failing message."""
+    announce(connection, EVENTS_CHANNEL)
     await connection.execute(_FREE_LANE, {"endpoint_id": endpoint_id, "lane": lane})
 
 

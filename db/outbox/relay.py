@@ -1,4 +1,4 @@
-"""What a relay does to the rows: take a shard, claim, settle, fail, park, and the endpoint's breaker.
+"""What a relay does to the rows: take a shard, claim, settle, fail, park.
 
 Every statement that ends something is fenced by the shard's epoch: a relay that was frozen and wakes up late, after
 another took its shard, settles nothing.
@@ -67,12 +67,16 @@ async def check_epoch(connection: AsyncConnection, shard: int, epoch: int) -> No
 ENDPOINT_COLUMNS = """
     endpoint.endpoint_id, endpoint.name, endpoint.kind, endpoint.url, endpoint.secret,
     CASE WHEN endpoint.previous_secret_until > now() THEN endpoint.previous_secret END AS previous_secret,
-    endpoint.consecutive_failures, endpoint.open_until IS NOT NULL AS probing
+    endpoint.consecutive_failures, endpoint.open_until IS NOT NULL AS probing,
+    endpoint.reachable_since > endpoint.created_at AND endpoint.reachable_since > now() - interval '1 minute'
+        AS recovering
 """
 _READY_ENDPOINTS = text(f"""
     SELECT {ENDPOINT_COLUMNS} FROM outbox_endpoints endpoint
-    WHERE endpoint.enabled AND (endpoint.open_until IS NULL OR endpoint.open_until <= now()) AND EXISTS (
-        SELECT FROM outbox_messages m WHERE m.shard = :shard AND m.endpoint_id = endpoint.endpoint_id)
+    WHERE endpoint.enabled AND endpoint.disabled_reason IS NULL
+        AND (endpoint.open_until IS NULL OR endpoint.open_until <= now())
+        AND EXISTS (SELECT FROM outbox_messages m
+            WHERE m.shard = :shard AND m.endpoint_id = endpoint.endpoint_id)
 """)
 
 
@@ -80,12 +84,20 @@ def endpoint_of(row: Row[Any]) -> Endpoint:
     """The endpoint of a row that selected its columns."""
     secrets = tuple(secret for secret in (row.secret, row.previous_secret) if secret)
     return Endpoint(
-        row.endpoint_id, row.name, SinkKind(row.kind), row.url, secrets, row.consecutive_failures, row.probing
+        endpoint_id=row.endpoint_id,
+        name=row.name,
+        kind=SinkKind(row.kind),
+        url=row.url,
+        secrets=secrets,
+        consecutive_failures=row.consecutive_failures,
+        probing=row.probing,
+        recovering=row.recovering,
     )
 
 
 EVENT_COLUMNS = """
-    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject, event.data, event.occurred_at
+    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject, event.data, event.occurred_at,
+    clock_timestamp() AS claimed_at
 """
 
 
@@ -175,6 +187,7 @@ def message_of(row: Row[Any], shard: int) -> Message:
         data=row.data,
         occurred_at=row.occurred_at,
         attempts=row.attempts,
+        claimed_at=row.claimed_at,
     )
 
 
@@ -348,31 +361,3 @@ async def park(connection: AsyncConnection, shard: int, endpoint_id: int, messag
         "positions": [message.position for message in messages],
     }
     await connection.execute(_PARK, parameters)
-
-
-_OPEN_BREAKER = text("""
-    UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :delay_seconds),
-        consecutive_failures = consecutive_failures + 1, last_error = :error
-    WHERE endpoint_id = :endpoint_id AND consecutive_failures = :consecutive_failures
-""")
-_CLOSE_BREAKER = text("""
-    UPDATE outbox_endpoints
-    SET open_until = NULL, consecutive_failures = 0, last_error = NULL, reachable_since = now()
-    WHERE endpoint_id = :endpoint_id
-""")
-
-
-async def open_breaker(connection: AsyncConnection, endpoint: Endpoint, error: str, delay_seconds: float) -> None:
-    """Stop sending to an endpoint for a while. Of several relays that saw the same failure, one counts it."""
-    parameters = {
-        "endpoint_id": endpoint.endpoint_id,
-        "consecutive_failures": endpoint.consecutive_failures,
-        "delay_seconds": delay_seconds,
-        "error": error,
-    }
-    await connection.execute(_OPEN_BREAKER, parameters)
-
-
-async def close_breaker(connection: AsyncConnection, endpoint_id: int) -> None:
-    """A probe passed: send again."""
-    await connection.execute(_CLOSE_BREAKER, {"endpoint_id": endpoint_id})

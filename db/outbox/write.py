@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.engine import announce
 from domain.outbox import INTERNAL_TYPES, Event, shard_of, wanted_by_workflows
 
 # Whoever writes an event keeps this until its commit, and who changes the endpoints takes it alone: a webhook gets
 # exactly what is committed after it was made. A statement of its own, so that the next one sees what it waited for.
 ENDPOINTS_LOCK = 7_226_114
+EVENTS_CHANNEL = "waybill_events"
+"""Notified soon after a commit that relays should see. They look by themselves too, only later."""
 _SHARE_ENDPOINTS = text("SELECT pg_advisory_xact_lock_shared(:key)")
 
 _WRITE = text("""
@@ -28,7 +31,9 @@ _WRITE = text("""
         RETURNING position, event_id, event_type, lane, shard
     )
     INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
-    SELECT logged.shard, endpoint.endpoint_id, logged.position, logged.position, logged.lane
+    SELECT logged.shard, endpoint.endpoint_id, logged.position, logged.position,
+        CASE WHEN logged.event_type = ANY(endpoint.unordered_types) THEN 'event:' || logged.position
+            ELSE logged.lane END
     FROM logged JOIN new USING (event_id) JOIN outbox_endpoints endpoint
         ON CASE endpoint.kind WHEN 'workflow' THEN new.workflow
             ELSE NOT new.internal
@@ -42,6 +47,7 @@ async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> 
     The caller holds the lock of the lane's row (the order, the product): that is what numbers the lane. A disabled
     endpoint gets its messages too; they wait for it.
     """
+    announce(connection, EVENTS_CHANNEL)
     await connection.execute(_SHARE_ENDPOINTS, {"key": ENDPOINTS_LOCK})
     await connection.execute(
         _WRITE,

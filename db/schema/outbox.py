@@ -51,6 +51,11 @@ outbox_endpoints = Table(
     Column("consecutive_failures", Integer, nullable=False, server_default="0"),
     Column("last_error", Text),
     time("reachable_since", default=True, nullable=False),
+    time("failing_since"),
+    # Set by the breaker, where trying again is pointless: nothing is sent until an admin enables the endpoint.
+    Column("disabled_reason", Text),
+    # Events of these types travel in lanes of their own: they wait for nobody, and nobody waits for them.
+    Column("unordered_types", ARRAY(Text), nullable=False, server_default="{}"),
     time("created_at", default=True, nullable=False),
     CheckConstraint("kind IN ('webhook', 'workflow')", name="kind"),
 )

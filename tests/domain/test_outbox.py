@@ -186,7 +186,7 @@ def test_the_breakers_delay_stays_at_the_cap_after_days_of_failing() -> None:
 
 
 def test_an_event_travels_as_a_cloud_event() -> None:
-    message = Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", {"orderId": "o-1"}, NOON, 0)
+    message = Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", {"orderId": "o-1"}, NOON, 0, NOON)
     assert json.loads(message.body) == {
         "specversion": "1.0",
         "id": "e-1",
@@ -201,7 +201,7 @@ def test_an_event_travels_as_a_cloud_event() -> None:
 
 def test_the_same_message_is_the_same_bytes_at_every_try() -> None:
     def body(attempts: int) -> bytes:
-        return Message(7, 7, 0, "sku:tea", "e-1", "t", "tea", {"b": 1, "a": [2]}, NOON, attempts).body
+        return Message(7, 7, 0, "sku:tea", "e-1", "t", "tea", {"b": 1, "a": [2]}, NOON, attempts, NOON).body
 
     assert body(0) == body(5)
 

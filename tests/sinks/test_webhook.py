@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import pytest_asyncio
 from standardwebhooks import WebhookVerificationError
 
-from domain.outbox import Endpoint, ErrorClass, Message, SinkKind, new_webhook_secret
+from domain.outbox import RETRY_AFTER_CAP_SECONDS, Endpoint, ErrorClass, Message, SinkKind, new_webhook_secret
 from local.ports import free_port
 from sinks import SendFailed
-from sinks.webhook import WebhookSink, url_problem
+from sinks.webhook import WebhookSink, retry_after_seconds, url_problem
 from tests.receivers import ABORT, Receiver, verified
 from tests.sinks.doors import Answer, door, reset, saying, silence
 
@@ -23,7 +24,7 @@ SECRET = new_webhook_secret()
 
 def message(data: Any = None) -> Message:
     payload = data if data is not None else {"orderId": "o-1", "name": "Käse 🧀"}
-    return Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", payload, NOW, 0)
+    return Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", payload, NOW, 0, datetime.now(UTC))
 
 
 def endpoint(url: str, *secrets: str) -> Endpoint:
@@ -264,3 +265,70 @@ async def test_no_form_of_url_smuggles_a_connection_to_this_machine(public_sink:
 def test_what_is_wrong_with_a_url_is_said_when_it_is_set(url: str, allow_private: bool, problem: str | None) -> None:
     said = url_problem(url, allow_private=allow_private)
     assert said is None if problem is None else said is not None and problem in said
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("120", 120),
+        ("0", 0),
+        ("Mon, 04 May 2026 12:02:00 GMT", 120),
+        ("Mon, 04 May 2026 11:00:00 GMT", 0),
+        ("Mon, 04 May 2026 12:02:00", 120),
+        ("-5", 0),
+        ("soon", 0),
+        ("9" * 400, 999_999_999),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_a_date_and_nonsense_as_nothing(header: str | None, seconds: float) -> None:
+    assert retry_after_seconds(header, NOW) == seconds
+
+
+async def test_what_a_receiver_asks_for_is_respected_within_bounds(sink: WebhookSink) -> None:
+    answer = saying("HTTP/1.1 503 Busy\r\nRetry-After: 86400\r\nContent-Length: 0\r\n\r\n")
+    async with door(answer) as opened:
+        with pytest.raises(SendFailed) as caught:
+            await sink.send(endpoint(opened.url), message())
+    assert (caught.value.retry_after_seconds, caught.value.gone) == (RETRY_AFTER_CAP_SECONDS, False)
+
+
+async def test_410_says_that_the_endpoint_is_gone(sink: WebhookSink) -> None:
+    async with door(saying("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")) as opened:
+        with pytest.raises(SendFailed) as caught:
+            await sink.send(endpoint(opened.url), message())
+    assert (caught.value.blame, caught.value.gone) == (ErrorClass.ENDPOINT, True)
+
+
+class Names:
+    """A name server that changes its mind: the addresses of each look-up in turn."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    async def __call__(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        """Answer a look-up."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (self.answers.pop(0), port))]
+
+
+async def test_a_name_that_changes_after_the_check_leads_nowhere_else() -> None:
+    names = Names("127.0.0.1", "127.0.0.2")
+    sink = WebhookSink(allow_private=True, lookup=names)
+    try:
+        async with Receiver() as receiver:
+            await sink.send(endpoint(receiver.url.replace("127.0.0.1", "receiver.example")), message())
+            assert len(receiver.accepted) == 1
+        assert names.answers == ["127.0.0.2"]  # it was asked once, and what it said was connected to
+    finally:
+        await sink.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "224.0.0.1"])
+async def test_a_name_that_leads_inside_is_refused_whatever_it_said_before(address: str) -> None:
+    sink = WebhookSink(allow_private=False, lookup=Names(address))
+    try:
+        with pytest.raises(SendFailed) as caught:
+            await sink.send(endpoint("http://receiver.example/events"), message())
+        assert caught.value.blame is ErrorClass.ENDPOINT
+    finally:
+        await sink.close()

@@ -25,13 +25,18 @@ class Outbox:
     shop: Shop
     endpoint_id: int
 
-    async def webhook(self, name: str, event_types: Sequence[str] | None = None, *, enabled: bool = True) -> int:
+    async def webhook(
+        self,
+        name: str,
+        event_types: list[str] | None = None,
+        *,
+        unordered_types: Sequence[str] = (),
+        enabled: bool = True,
+    ) -> int:
         """Make (or change) a webhook; answer its endpoint's id."""
-        url = f"https://{name}.example/events"
+        wish = endpoints.WebhookWish(f"https://{name}.example/events", event_types, list(unordered_types), enabled)
         await self.shop.database.transact(
-            lambda c: endpoints.put_webhook(
-                c, name, url, event_types, enabled, f"whsec_{name}", actor="admin", reason=None
-            )
+            lambda c: endpoints.put_webhook(c, name, wish, f"whsec_{name}", actor="admin", reason=None)
         )
         return int(await self.shop.value("SELECT endpoint_id FROM outbox_endpoints WHERE name = :name", name=name))
 

@@ -198,3 +198,26 @@ async def test_what_does_not_exist_cannot_be_changed(outbox: Outbox) -> None:
     assert await rotate(outbox, "whsec_new", "nobody") is False
     assert await delete(outbox, "nobody") is False
     assert await outbox.shop.value("SELECT count(*) FROM admin_actions") == 1
+
+
+UNORDERED = ["waybill.delivery.late"]
+
+
+async def test_events_that_need_no_order_wait_for_nobody_and_nobody_waits_for_them(outbox: Outbox) -> None:
+    await outbox.webhook("shop", unordered_types=UNORDERED)
+    other = Outbox(outbox.shop, await outbox.webhook("other"))
+    epoch, failed, parked = await outbox.blocked(A, "order.reserved", "order.confirmed", "delivery.late")
+    assert await outbox.places([*failed, *parked]) == ["FAILED", "parked", "ready"]
+    late = [each for each in await outbox.claim(epoch) if each.message.position == parked[1]]
+    await outbox.fail(epoch, late[0], delay_seconds=None)
+    await outbox.replay(failed[0])
+    assert await outbox.places([*failed, *parked]) == ["ready", "ready", "FAILED"]
+    assert len({each.message.lane for each in await other.claim(epoch)}) == 1  # there they are in order
+
+
+async def test_when_an_order_is_no_longer_wanted_what_waits_only_for_it_goes_on(outbox: Outbox) -> None:
+    _, failed, parked = await outbox.blocked(A, "delivery.late", "order.confirmed")
+    _, failed_b, parked_b = await outbox.blocked(B, "order.confirmed", "delivery.late", "order.delivered")
+    await outbox.webhook("shop", unordered_types=UNORDERED)
+    assert await outbox.places([*failed, *parked]) == ["FAILED", "ready"]
+    assert await outbox.places([*failed_b, *parked_b]) == ["FAILED", "ready", "parked"]

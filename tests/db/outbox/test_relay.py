@@ -10,7 +10,7 @@ from db.engine import create_engine
 from db.outbox import relay
 from db.outbox.relay import Claimed, StaleEpoch
 from db.outbox.write import write_events
-from domain.outbox import Endpoint, ErrorClass, EventType, order_event
+from domain.outbox import ErrorClass, EventType, order_event
 from tests.db.outbox.outboxes import SHARD, A, B, C, Outbox
 
 
@@ -258,22 +258,3 @@ async def test_another_lanes_success_is_evidence_for_a_while(outbox: Outbox) -> 
     assert await passes(outbox, B, seconds=600.0)
     other = Outbox(outbox.shop, await outbox.webhook("other"))
     assert not await passes(other, B, seconds=600.0)
-
-
-async def endpoint_of(outbox: Outbox) -> Endpoint:
-    async with outbox.shop.database.read() as connection:
-        (endpoint,) = await relay.ready_endpoints(connection, SHARD)
-    return endpoint
-
-
-async def test_of_several_relays_that_see_the_same_failure_one_counts_it(outbox: Outbox) -> None:
-    await outbox.happen(A, "order.reserved")
-    seen = await endpoint_of(outbox)
-    for error in ("first", "second"):
-        await outbox.shop.database.transact(lambda c, error=error: relay.open_breaker(c, seen, error, 0.0))  # type: ignore[misc]
-    state = "SELECT consecutive_failures, last_error, open_until IS NOT NULL FROM outbox_endpoints WHERE name = 'shop'"
-    assert await outbox.shop.sql(state) == [(1, "first", True)]
-    probing = await endpoint_of(outbox)
-    assert (probing.probing, probing.consecutive_failures) == (True, 1)
-    await outbox.shop.database.transact(lambda connection: relay.close_breaker(connection, outbox.endpoint_id))
-    assert await outbox.shop.sql(state) == [(0, None, False)]

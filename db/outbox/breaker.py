@@ -1,0 +1,73 @@
+"""The breaker of an endpoint: opens when the endpoint fails; one probe at a time finds out when it is well again.
+
+Its state is the endpoint's row: open while `open_until` is set, due for a probe from that moment on.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.outbox import Endpoint, breaker_delay_seconds
+
+DISABLED_AFTER_DAYS = 5
+"""An endpoint that has failed for so long is sent nothing more until an admin enables it."""
+
+_OPEN = text("""
+    UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :delay_seconds),
+        consecutive_failures = consecutive_failures + 1, last_error = :error,
+        failing_since = COALESCE(failing_since, now()),
+        disabled_reason = CASE WHEN :gone THEN 'it answered 410 Gone'
+            WHEN failing_since < now() - make_interval(days => :days) THEN 'it has failed for ' || :days || ' days'
+            ELSE disabled_reason END
+    WHERE endpoint_id = :endpoint_id AND consecutive_failures = :consecutive_failures
+""")
+
+
+async def open_breaker(
+    connection: AsyncConnection, endpoint: Endpoint, error: str, *, gone: bool = False, retry_after_seconds: float = 0.0
+) -> float:
+    """Stop sending to an endpoint for a while, or for good if it is gone; answer for how many seconds.
+
+    Of several relays that saw the same failure, one counts it.
+    """
+    delay_seconds = max(breaker_delay_seconds(endpoint.consecutive_failures + 1), retry_after_seconds)
+    parameters = {
+        "endpoint_id": endpoint.endpoint_id,
+        "consecutive_failures": endpoint.consecutive_failures,
+        "delay_seconds": delay_seconds,
+        "error": error,
+        "gone": gone,
+        "days": DISABLED_AFTER_DAYS,
+    }
+    await connection.execute(_OPEN, parameters)
+    return delay_seconds
+
+
+_TAKE_PROBE = text("""
+    UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :lease_seconds)
+    WHERE endpoint_id = :endpoint_id AND open_until <= now() AND consecutive_failures = :consecutive_failures
+""")
+_PROBE_LEASE_SECONDS = 20.0
+
+
+async def take_probe(connection: AsyncConnection, endpoint_id: int, consecutive_failures: int) -> bool:
+    """Whether the caller is the one who may try the endpoint now. Should it die, another may after 20 s."""
+    parameters = {
+        "endpoint_id": endpoint_id,
+        "consecutive_failures": consecutive_failures,
+        "lease_seconds": _PROBE_LEASE_SECONDS,
+    }
+    return (await connection.execute(_TAKE_PROBE, parameters)).rowcount > 0
+
+
+_CLOSE = text("""
+    UPDATE outbox_endpoints SET open_until = NULL, consecutive_failures = 0, last_error = NULL, failing_since = NULL,
+        reachable_since = now()
+    WHERE endpoint_id = :endpoint_id
+""")
+
+
+async def close_breaker(connection: AsyncConnection, endpoint_id: int) -> None:
+    """A probe passed: send again."""
+    await connection.execute(_CLOSE, {"endpoint_id": endpoint_id})
