@@ -28,6 +28,8 @@ WINDOW = 200
 _PARALLEL_SENDS = 64
 _LANE_WINDOW = 8
 """Of one lane: a long one leaves room for the others."""
+_LOOK_AHEAD = (500, 16_000)
+"""Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""
 _PROBE_CHOICE = 20
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
@@ -71,6 +73,7 @@ class Pump:
         self._suspect: set[str] = set()
         """Lanes that failed in doubt since anything passed."""
         self._broken: _Failed | None = None
+        self._look_ahead = _LOOK_AHEAD[0]
 
     def stop(self) -> None:
         """Claim and begin no more; what is being sent ends and is settled."""
@@ -124,10 +127,13 @@ class Pump:
             full_lanes=[lane for lane, count in lanes.items() if count >= _LANE_WINDOW],
             lane_limit=_LANE_WINDOW,
             limit=limit,
+            look_ahead=self._look_ahead,
         )
         claimed = await self._database.execute_once(
             lambda connection: relay.claim(connection, self._shard, self.endpoint.endpoint_id, self._epoch, window)
         )
+        few = len(claimed) < limit // 2
+        self._look_ahead = min(self._look_ahead * 2, _LOOK_AHEAD[1]) if few else _LOOK_AHEAD[0]
         blocked = [each.message for each in claimed if each.lane_blocked]
         if blocked:
             await self._database.transact(

@@ -107,12 +107,11 @@ async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpo
 
 
 # The limit comes before the join with the log: the other way round the log is read from its start.
-_LOOK_AHEAD = 2000
 _CLAIM = text(f"""
     WITH oldest AS (
         SELECT m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
         WHERE s.shard = :shard AND s.epoch = :epoch AND m.shard = :shard AND m.endpoint_id = :endpoint_id
-        ORDER BY m.position LIMIT {_LOOK_AHEAD}
+        ORDER BY m.position LIMIT :look_ahead
     ), ready AS (
         SELECT position, event_position, lane
         FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY position) AS turn FROM oldest) o
@@ -157,6 +156,8 @@ class Window:
     """Lanes that have enough in flight."""
     lane_limit: int = 8
     limit: int = 200
+    look_ahead: int = 2000
+    """How many of the oldest messages it looks through."""
 
 
 async def claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, window: Window) -> list[Claimed]:
@@ -169,6 +170,7 @@ async def claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch
         "full_lanes": list(window.full_lanes),
         "lane_limit": window.lane_limit,
         "limit": window.limit,
+        "look_ahead": window.look_ahead,
     }
     rows = await connection.execute(_CLAIM, parameters)
     return [Claimed(message_of(row, shard), row.failed_before, row.lane_blocked) for row in rows]
@@ -191,16 +193,16 @@ def message_of(row: Row[Any], shard: int) -> Message:
     )
 
 
+# The rows to delete are named by an array: joined with a set of unknown size, the whole table might be read for them.
 _SETTLE = text("""
     WITH fence AS (
         UPDATE outbox_shards SET dispatched = dispatched + :count
         WHERE shard = :shard AND epoch = :epoch RETURNING shard
-    ), sent AS (
-        SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:durations_ms AS float8[])) AS s(position, duration_ms)
     ), gone AS (
-        DELETE FROM outbox_messages m USING fence, sent
-        WHERE m.shard = fence.shard AND m.endpoint_id = :endpoint_id AND m.position = sent.position
-        RETURNING m.position, sent.duration_ms
+        DELETE FROM outbox_messages m
+        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(CAST(:positions AS bigint[]))
+            AND EXISTS (SELECT FROM fence)
+        RETURNING m.position
     ), mended AS (
         UPDATE outbox_failures f SET status = 'DELIVERED', next_attempt_at = NULL
         FROM fence WHERE f.endpoint_id = :endpoint_id AND f.position = ANY(CAST(:failed_before AS bigint[]))
@@ -209,7 +211,9 @@ _SETTLE = text("""
         FROM fence WHERE claim.shard = fence.shard AND claim.endpoint_id = :endpoint_id
     ), finished AS (
         INSERT INTO outbox_finished (position, endpoint_id, status, duration_ms)
-        SELECT position, :endpoint_id, 'DELIVERED', duration_ms FROM gone
+        SELECT position, :endpoint_id, 'DELIVERED', sent.duration_ms
+        FROM gone JOIN unnest(CAST(:positions AS bigint[]), CAST(:durations_ms AS float8[]))
+            AS sent(position, duration_ms) USING (position)
     )
     SELECT count(*) FROM fence
 """)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
 from db.outbox import relay
-from db.outbox.relay import Claimed, StaleEpoch
+from db.outbox.relay import Claimed, Delivered, StaleEpoch
 from db.outbox.write import write_events
 from domain.outbox import ErrorClass, EventType, order_event
 from tests.db.outbox.outboxes import SHARD, A, B, C, Outbox
@@ -258,3 +261,42 @@ async def test_another_lanes_success_is_evidence_for_a_while(outbox: Outbox) -> 
     assert await passes(outbox, B, seconds=600.0)
     other = Outbox(outbox.shop, await outbox.webhook("other"))
     assert not await passes(other, B, seconds=600.0)
+
+
+async def test_a_batch_reads_its_own_rows_only_however_many_wait(outbox: Outbox) -> None:
+    await outbox.shop.sql(
+        """
+        WITH logged AS (
+            INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
+            SELECT gen_random_uuid(), 'waybill.order.reserved', n, 'order:' || n, :shard, '{}', now()
+            FROM generate_series(1, 20000) n RETURNING position, lane
+        )
+        INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
+        SELECT :shard, endpoint_id, position, position, lane
+        FROM logged CROSS JOIN unnest(CAST(:endpoints AS int[])) AS e(endpoint_id)
+        """,
+        shard=SHARD,
+        endpoints=[outbox.endpoint_id, outbox.endpoint_id + 1000],
+    )
+
+    async def carry(connection: AsyncConnection) -> list[Row[Any]]:
+        epoch = await relay.take_shard(connection, SHARD, "worker-1")
+        for _ in range(7):  # more often than PostgreSQL tries plans made for the very values
+            claimed = await relay.claim(connection, SHARD, outbox.endpoint_id, epoch, relay.Window(look_ahead=500))
+            assert len(claimed) == 200
+            delivered = [Delivered(each, 12.5) for each in claimed]
+            await relay.settle(connection, SHARD, outbox.endpoint_id, epoch, delivered)
+        reads = text("""
+            SELECT relname, seq_scan, idx_tup_fetch FROM pg_stat_xact_user_tables
+            WHERE relname IN ('outbox_messages', 'outbox_events', 'outbox_finished') ORDER BY relname
+        """)
+        return list((await connection.execute(reads)).all())
+
+    events, finished, messages = await outbox.shop.database.transact(carry)
+    assert [(row.relname, row.seq_scan) for row in (events, finished, messages)] == [
+        ("outbox_events", 0),
+        ("outbox_finished", 0),
+        ("outbox_messages", 0),
+    ]
+    assert events.idx_tup_fetch == 7 * 200
+    assert messages.idx_tup_fetch <= 7 * (500 + 200)
