@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.policy import SMTP
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 _INSTALLATION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
@@ -51,7 +54,10 @@ class Settings:
     webhook_allow_private: bool | None = None
     """None: not said, so off, except under `make up` with the API on loopback."""
     smtp_url: str | None = field(default=None, repr=False)
+    """`smtp://` or `smtps://user:password@host:port`; None: e-mail is off."""
     mail_from: str | None = None
+    """An address, or a name with an address in angle brackets."""
+    retention_days: int = 30
     hold_seconds: int = 900
     promise_seconds: int = 3600
     cross_check_seconds: int = 300
@@ -71,6 +77,7 @@ class Settings:
         database_url = _text(env, "WAYBILL_DATABASE_URL")
         embedded_ui = None if _text(env, "TEMPORAL_ADDRESS") else f"http://127.0.0.1:{ui_port}"
         ui_url = _text(env, "WAYBILL_TEMPORAL_UI_URL") or embedded_ui
+        smtp_url = _smtp_url(env)
         return cls(
             api_host=_text(env, "WAYBILL_API_HOST") or "127.0.0.1",
             api_port=_integer(env, "WAYBILL_API_PORT", 8000, 1, 65535),
@@ -90,8 +97,9 @@ class Settings:
             courier_token=_text(env, "WAYBILL_COURIER_TOKEN"),
             admin_token=_text(env, "WAYBILL_ADMIN_TOKEN"),
             webhook_allow_private=_flag(env, "WAYBILL_WEBHOOK_ALLOW_PRIVATE"),
-            smtp_url=_text(env, "WAYBILL_SMTP_URL"),
-            mail_from=_text(env, "WAYBILL_MAIL_FROM"),
+            smtp_url=smtp_url,
+            mail_from=_mail_from(env, needed=smtp_url is not None),
+            retention_days=_integer(env, "WAYBILL_RETENTION_DAYS", 30, 1, 3650),
             hold_seconds=_integer(env, "WAYBILL_HOLD_SECONDS", 900, 1, 86_400),
             promise_seconds=_integer(env, "WAYBILL_PROMISE_SECONDS", 3600, 1, 604_800),
             cross_check_seconds=_integer(env, "WAYBILL_CROSS_CHECK_SECONDS", 300, 1, 86_400),
@@ -125,3 +133,43 @@ def _flag(env: Mapping[str, str], name: str) -> bool | None:
     if text in ("0", "1"):
         return text == "1"
     raise SettingsError(f"{name} is {text!r}: it takes 0 or 1.")
+
+
+def _smtp_url(env: Mapping[str, str]) -> str | None:
+    """A refusal does not quote it: it may hold a password."""
+    text = _text(env, "WAYBILL_SMTP_URL")
+    if text is None:
+        return None
+    form = "it takes smtp://host:port or smtps://user:password@host:port"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise SettingsError(f"WAYBILL_SMTP_URL cannot be read: {form}.") from None
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+        raise SettingsError(f"WAYBILL_SMTP_URL is no address of a mail server: {form}.")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise SettingsError(f"WAYBILL_SMTP_URL has something behind the host (write '/' in a password as %2F): {form}.")
+    if parts.password and not parts.username:
+        raise SettingsError(f"WAYBILL_SMTP_URL has a password and no user: {form}.")
+    return text
+
+
+def _mail_from(env: Mapping[str, str], *, needed: bool) -> str | None:
+    text = _text(env, "WAYBILL_MAIL_FROM")
+    if text is None:
+        if needed:
+            raise SettingsError("WAYBILL_MAIL_FROM is not set: it says who sends what goes to WAYBILL_SMTP_URL.")
+        return None
+    wrong = (
+        f"WAYBILL_MAIL_FROM is {text!r}: it takes one address, as in orders@shop.example or Shop <orders@shop.example>."
+    )
+    try:
+        header: Any = SMTP.header_factory("From", text)
+        [address] = header.addresses
+        address.addr_spec.encode("ascii")
+    except (ValueError, LookupError):
+        raise SettingsError(wrong) from None
+    if header.defects or not address.username or "." not in address.domain:
+        raise SettingsError(wrong)
+    return text

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -27,21 +28,24 @@ from activities.inventory import InventoryActivities
 from activities.ops import OpsActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
+from activities.retention import RetentionActivities
 from activities.snapshots import SnapshotActivities
 from activities.standing import ForeignWorkflows, Standing, require_own_workflows, start_standing
 from db import cross_check, ops
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
+from db.outbox import notifications
 from domain.ids import Names
 from domain.outbox import SHARDS, SinkKind
 from logs import configure_logs
 from settings import EX_CONFIG, Settings, SettingsError
 from sinks import Sink
+from sinks.email import EmailSink, MailServer
 from sinks.webhook import WebhookSink
 from sinks.workflow import WorkflowSink
 from workflows.assignment import DispatchWorkflow
 from workflows.client import connect, ensure_search_attributes
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
-from workflows.ops import CrossCheckWorkflow
+from workflows.ops import CrossCheckWorkflow, RetentionWorkflow
 from workflows.order import OrderWorkflow
 from workflows.outbox import OutboxFailureWorkflow, OutboxRelayWorkflow
 from workflows.snapshots import SnapshotWorkflow
@@ -60,6 +64,7 @@ WORKFLOWS = [
     ReconcileWorkflow,
     CrossCheckWorkflow,
     SnapshotWorkflow,
+    RetentionWorkflow,
 ]
 
 
@@ -78,6 +83,8 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         await database.check_installation(settings.installation)
         async with database.read() as connection:
             database_id = await cross_check.database_id(connection)
+        mail_server = MailServer.of(settings.smtp_url, settings.mail_from or "") if settings.smtp_url else None
+        await database.transact(partial(notifications.switch_email, on=mail_server is not None))
         standing = Standing(database_id, settings.sweep_seconds, settings.cross_check_seconds)
         await require_own_workflows(client, names, database_id)
         webhook = WebhookSink(allow_private=settings.webhook_allow_private or False)
@@ -85,6 +92,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         sinks: dict[SinkKind, Sink] = {
             SinkKind.WEBHOOK: webhook,
             SinkKind.WORKFLOW: WorkflowSink(client, names, database),
+            SinkKind.EMAIL: EmailSink(mail_server, database),
         }
         outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
         assignment = AssignmentActivities(database)
@@ -119,6 +127,7 @@ def _main_worker(
     order = OrderActivities(database, promise_seconds=settings.promise_seconds)
     inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
     snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+    retention = RetentionActivities(database, retention_days=settings.retention_days)
     return Worker(
         client,
         task_queue=names.main_queue,
@@ -133,6 +142,7 @@ def _main_worker(
             inventory.sweep_holds,
             inventory.reconcile,
             snapshots.capture_snapshot,
+            retention.delete_what_is_over,
             *more_activities,
         ],
         graceful_shutdown_timeout=_DRAIN,

@@ -22,10 +22,11 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.ids import CROSS_CHECK_WORKFLOW, RELAY_WORKFLOW, SWEEP_WORKFLOW, Names
+from domain.ids import CROSS_CHECK_WORKFLOW, RELAY_WORKFLOW, RETENTION_WORKFLOW, SWEEP_WORKFLOW, Names
 from domain.outbox import SHARDS
 
 _DATABASE_MEMO = "database_id"
+_RETENTION_SECONDS = 3600
 
 
 class ForeignWorkflows(Exception):
@@ -86,6 +87,8 @@ async def ensure_standing(client: Client, names: Names, standing: Standing) -> N
         )
     sweep = _action(names, SWEEP_WORKFLOW, [], names.sweep_schedule, "overdue holds")
     await _ensure_schedule(client, names.sweep_schedule, sweep, standing.sweep_seconds, {})
+    retention = _action(names, RETENTION_WORKFLOW, [], names.retention_schedule, "what is long over")
+    await _ensure_schedule(client, names.retention_schedule, retention, _RETENTION_SECONDS, {})
     check = _action(names, CROSS_CHECK_WORKFLOW, [False], names.cross_check_schedule, "rows and workflows")
     memo = {_DATABASE_MEMO: standing.database_id}
     await _ensure_schedule(client, names.cross_check_schedule, check, standing.cross_check_seconds, memo)

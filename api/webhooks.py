@@ -14,7 +14,7 @@ from api.models import LongText, Name, Page, Reasoned, Text, actor, integer, tim
 from api.problems import invalid, not_found
 from api.services import ServicesDep
 from db.outbox import endpoints
-from domain.outbox import PUBLIC_TYPES, new_webhook_secret
+from domain.outbox import PUBLIC_TYPES, RESERVED_NAMES, new_webhook_secret
 from sinks.webhook import url_problem
 
 router = APIRouter(prefix="/api/admin")
@@ -42,8 +42,8 @@ async def put_webhook(name: Name, body: PutWebhook, request: Request, services: 
         raise invalid("invalid-webhook-url", problem)
     if unknown := sorted({*(body.event_types or ()), *body.unordered_event_types} - PUBLIC_TYPES):
         raise invalid("unknown-event-type", "There is no such event type.", eventTypes=unknown)
-    if name == "workflow":
-        raise invalid("reserved-name", "The name 'workflow' is the internal sink's.")
+    if name in RESERVED_NAMES:
+        raise invalid("reserved-name", f"The name {name!r} is that of a sink of its own.")
     secret = new_webhook_secret()
     wish = endpoints.WebhookWish(body.url, body.event_types, body.unordered_event_types, body.enabled)
     created = await services.database.transact(

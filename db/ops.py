@@ -154,6 +154,7 @@ _INVARIANTS: dict[str, str] = {
         SELECT m.position || '-' || m.endpoint_id FROM outbox_messages m JOIN outbox_endpoints e USING (endpoint_id)
         WHERE e.enabled AND e.open_until IS NULL
             AND GREATEST(m.ready_at, e.reachable_since) < now() - make_interval(secs => {OUTBOX_PATIENCE_SECONDS})""",
+    "no_duplicate_notifications": "SELECT CAST(event_id AS text) FROM notifications WHERE sent_again > 0",
     "one_live_assignment_a_delivery": """
         SELECT d.delivery_id FROM deliveries d LEFT JOIN assignments a ON a.delivery_id = d.delivery_id AND a.live
         WHERE d.status IN ('OFFERED', 'ASSIGNED', 'PICKED_UP')

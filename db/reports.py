@@ -110,6 +110,7 @@ async def health_report(connection: AsyncConnection) -> dict[str, Any]:
         "sweeper": _show_job(ran.get(Job.SWEEP)),
         "crossCheck": _show_job(ran.get(Job.CROSS_CHECK)),
         "reconcile": _show_job(ran.get(Job.RECONCILE)),
+        "retention": _show_job(ran.get(Job.RETENTION)),
         "workers": {
             "alive": sum(row.alive for row in workers),
             "items": [

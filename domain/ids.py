@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
 _ORDER_NAMESPACE = uuid.UUID("5f0c1b0e-6a43-5d0c-9d0f-2f7a1e6b9c51")
 
@@ -26,6 +27,7 @@ CROSS_CHECK_WORKFLOW = "CrossCheckWorkflow"
 ORDER_WORKFLOW = "OrderWorkflow"
 RECONCILE_WORKFLOW = "ReconcileWorkflow"
 SNAPSHOT_WORKFLOW = "SnapshotWorkflow"
+RETENTION_WORKFLOW = "RetentionWorkflow"
 """By name: the cross-check starts them, and activities know no workflow classes."""
 
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
@@ -56,8 +58,16 @@ def delivery_id(order_id: str) -> str:
 
 def new_id() -> str:
     """A time-ordered UUID (version 7, RFC 9562 section 5.7): neighbours in time are neighbours in an index."""
-    milliseconds = time.time_ns() // 1_000_000
     random_bits = int.from_bytes(os.urandom(10), "big")
+    return _version_7(time.time_ns() // 1_000_000, random_bits)
+
+
+def first_id_of(moment: datetime) -> str:
+    """The least of the ids that `new_id` makes at that moment: those made before are less."""
+    return _version_7(int(moment.timestamp() * 1000), 0)
+
+
+def _version_7(milliseconds: int, random_bits: int) -> str:
     value = (milliseconds & (2**48 - 1)) << 80 | 0x7 << 76 | (random_bits >> 68) << 64
     value |= 0b10 << 62 | random_bits & (2**62 - 1)
     return str(uuid.UUID(int=value))
@@ -120,3 +130,8 @@ class Names:
     def sweep_schedule(self) -> str:
         """Id of the schedule that sweeps; the workflows it starts add the time."""
         return f"{self.installation}-sweep"
+
+    @property
+    def retention_schedule(self) -> str:
+        """Id of the schedule that deletes what is long over."""
+        return f"{self.installation}-retention"

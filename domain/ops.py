@@ -12,6 +12,7 @@ class Job(StrEnum):
     SWEEP = "sweep"
     RECONCILE = "reconcile"
     CROSS_CHECK = "cross_check"
+    RETENTION = "retention"
 
 
 class SnapshotStatus(StrEnum):

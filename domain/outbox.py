@@ -49,6 +49,11 @@ class SinkKind(StrEnum):
 
     WEBHOOK = "webhook"
     WORKFLOW = "workflow"
+    EMAIL = "email"
+
+
+RESERVED_NAMES = frozenset({SinkKind.WORKFLOW, SinkKind.EMAIL})
+"""Endpoints that always stand; no webhook takes their names."""
 
 
 class MessageStatus(StrEnum):
@@ -86,7 +91,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where messages go: a webhook, or the internal `workflow` sink."""
+    """Where messages go: a webhook, the internal `workflow` sink, or e-mail."""
 
     endpoint_id: int
     name: str

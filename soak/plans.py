@@ -40,6 +40,7 @@ GROWING = {
     "outbox_finished",
     "outbox_failures",
     "outbox_attempts",
+    "notifications",
     "admin_actions",
 }
 """Tables that keep what is over."""

@@ -214,7 +214,7 @@ async def _serve(settings: Settings, client: Client) -> AsyncIterator[httpx.Asyn
 
 async def _tear_down(client: Client, names: Names) -> None:
     """End what would stand in the shared Temporal for ever."""
-    for schedule in (names.sweep_schedule, names.cross_check_schedule):
+    for schedule in (names.sweep_schedule, names.cross_check_schedule, names.retention_schedule):
         with contextlib.suppress(RPCError):
             await client.get_schedule_handle(schedule).delete()
     for shard in range(SHARDS):

@@ -25,6 +25,8 @@ def worker_process(
         "WAYBILL_WORKER_METRICS_PORT": str(free_port()),
         "WAYBILL_WEBHOOK_ALLOW_PRIVATE": "1",
         "WAYBILL_SWEEP_SECONDS": "3600",
+        "WAYBILL_SMTP_URL": settings.smtp_url or "",
+        "WAYBILL_MAIL_FROM": settings.mail_from or "",
     }
     with _process([*prefix, sys.executable, "worker.py"], environment, settings, temporal_address, log) as process:
         yield process

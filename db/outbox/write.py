@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
+from domain.notifications import wanted_by_email
 from domain.outbox import INTERNAL_TYPES, Event, shard_of, wanted_by_workflows
 
 # Whoever writes an event keeps this until its commit, and who changes the endpoints takes it alone: a webhook gets
@@ -22,8 +23,8 @@ _WRITE = text("""
     WITH new AS (
         SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:event_types AS text[]), CAST(:subjects AS text[]),
             CAST(:lanes AS text[]), CAST(:shards AS int[]), CAST(:data AS text[]), CAST(:internal AS bool[]),
-            CAST(:workflow AS bool[]))
-            WITH ORDINALITY AS n(event_id, event_type, subject, lane, shard, data, internal, workflow, place)
+            CAST(:workflow AS bool[]), CAST(:email AS bool[]))
+            WITH ORDINALITY AS n(event_id, event_type, subject, lane, shard, data, internal, workflow, email, place)
     ), logged AS (
         INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
         SELECT event_id, event_type, subject, lane, shard, CAST(data AS jsonb), clock_timestamp()
@@ -36,6 +37,8 @@ _WRITE = text("""
             ELSE logged.lane END
     FROM logged JOIN new USING (event_id) JOIN outbox_endpoints endpoint
         ON CASE endpoint.kind WHEN 'workflow' THEN new.workflow
+            WHEN 'email' THEN new.email AND endpoint.enabled AND (SELECT orders.email IS NOT NULL FROM orders
+                WHERE orders.order_id = CAST(new.data AS jsonb) ->> 'orderId')
             ELSE NOT new.internal
                 AND (endpoint.event_types IS NULL OR logged.event_type = ANY(endpoint.event_types)) END
 """)
@@ -45,7 +48,8 @@ async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> 
     """Log the events in this order, with a message for every endpoint that wants each.
 
     The caller holds the lock of the lane's row (the order, the product): that is what numbers the lane. A disabled
-    endpoint gets its messages too; they wait for it.
+    webhook gets its messages too; they wait for it. E-mail gets none while it is off, and none of an order without an
+    address, which is looked up here: events do not carry it.
     """
     announce(connection, EVENTS_CHANNEL)
     await connection.execute(_SHARE_ENDPOINTS, {"key": ENDPOINTS_LOCK})
@@ -60,5 +64,6 @@ async def write_events(connection: AsyncConnection, events: Sequence[Event]) -> 
             "data": [json.dumps(event.data) for event in events],
             "internal": [event.event_type in INTERNAL_TYPES for event in events],
             "workflow": [wanted_by_workflows(event) for event in events],
+            "email": [wanted_by_email(event) for event in events],
         },
     )

@@ -57,7 +57,7 @@ outbox_endpoints = Table(
     # Events of these types travel in lanes of their own: they wait for nobody, and nobody waits for them.
     Column("unordered_types", ARRAY(Text), nullable=False, server_default="{}"),
     time("created_at", default=True, nullable=False),
-    CheckConstraint("kind IN ('webhook', 'workflow')", name="kind"),
+    CheckConstraint("kind IN ('webhook', 'workflow', 'email')", name="kind"),
 )
 
 outbox_shards = Table(
@@ -171,4 +171,22 @@ outbox_finished = Table(
     Column("duration_ms", Double),
     time("finished_at", default=True, nullable=False),
     CheckConstraint("status IN ('DELIVERED', 'IGNORED')", name="status"),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    # What customers were told: one row for each event, channel and recipient, made before the first attempt.
+    Column("event_id", UUID(as_uuid=False), primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("recipient", Text, primary_key=True),
+    # Kept, so that every attempt carries the same, whatever the sender's address is by then.
+    Column("message_id", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="1"),
+    # Sends that began when it was settled already, and completed: never any.
+    Column("sent_again", Integer, nullable=False, server_default="0"),
+    time("created_at", default=True, nullable=False),
+    # Settled: the channel's server took it. While it is null, an attempt's fate may be unknown.
+    time("sent_at"),
+    Index("notifications_sent_again", "event_id", postgresql_where=text("sent_again > 0")),
 )

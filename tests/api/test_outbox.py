@@ -81,6 +81,7 @@ BAD_WEBHOOKS: list[tuple[str, dict[str, Any]]] = [
     ("shop", {"url": "http://example.com/", "eventTypes": ["waybill.order.teleported"]}),
     ("shop", {"url": "http://example.com/", "colour": "green"}),
     ("workflow", {"url": "http://example.com/"}),
+    ("email", {"url": "http://example.com/"}),
 ]
 
 

@@ -136,12 +136,19 @@ async def test_another_installations_database_is_refused_and_left_alone(empty_ur
     assert await everything(empty_url) == before
 
 
-async def test_every_shard_and_the_workflow_endpoint_are_there_from_the_start(database_url: str) -> None:
+async def test_every_shard_and_the_standing_endpoints_are_there_from_the_start_with_email_off(
+    database_url: str,
+) -> None:
     async with connected(database_url) as connection:
         shards = await connection.execute(text("SELECT shard, epoch, owner, dispatched FROM outbox_shards ORDER BY 1"))
         assert [tuple(row) for row in shards] == [(shard, 0, None, 0) for shard in range(SHARDS)]
-        endpoints = await connection.execute(text("SELECT name, kind, url, enabled, open_until FROM outbox_endpoints"))
-        assert [tuple(row) for row in endpoints] == [("workflow", "workflow", None, True, None)]
+        endpoints = await connection.execute(
+            text("SELECT name, kind, url, enabled, open_until FROM outbox_endpoints ORDER BY 1")
+        )
+        assert [tuple(row) for row in endpoints] == [
+            ("email", "email", None, False, None),
+            ("workflow", "workflow", None, True, None),
+        ]
 
 
 async def test_a_database_says_whether_it_is_migrated(database_url: str, empty_url: str) -> None:
