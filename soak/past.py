@@ -114,6 +114,22 @@ _ATTEMPTS = """
     INSERT INTO outbox_attempts (endpoint_id, position, outcome, error_class, error)
     SELECT endpoint_id, position, 'failed', 'event', '422' FROM outbox_failures, generate_series(1, attempts)
 """
+_NOTIFICATIONS = """
+    INSERT INTO notifications (event_id, channel, recipient, message_id, sent_at)
+    SELECT event_id, 'email', 'c-' || position || '@customer.example', '<' || event_id || '@shop.example>', occurred_at
+    FROM outbox_events WHERE position % 3 = 0
+"""
+# Ids that begin with the time; one round and one snapshot a minute.
+_ROUNDS = """
+    INSERT INTO assignment_rounds (round_id, zone, started_at, finished_at, inputs, pairs, conflicts)
+    SELECT regexp_replace(lpad(to_hex(CAST(extract(epoch FROM at) * 1000 AS bigint)), 12, '0'), '^(.{8})', '\\1-')
+        || '-7000-8000-000000000000', 'zone-' || n % 10, at, at, '{}', '[]', 0
+    FROM generate_series(1, $1) n, LATERAL (SELECT now() - make_interval(mins => $1::int - n) AS at) t
+"""
+_SNAPSHOTS = """
+    INSERT INTO snapshots (snapshot_id, status, content, created_at)
+    SELECT round_id, 'DONE', '{}', finished_at FROM assignment_rounds
+"""
 _ACTIONS = """
     INSERT INTO admin_actions (actor, action, target, reason)
     SELECT 'admin', 'product.put', 'product:sku-' || n, 'count' FROM generate_series(1, $1) n
@@ -136,7 +152,8 @@ async def load(superuser_url: str, past: Past) -> None:
         for statement in (_RESERVATIONS, _LEDGER, _RESERVED, _DELIVERIES, _COURIERS, _ASSIGNMENTS, _LOADS, _WEBHOOK):
             await connection.execute(statement)
         await connection.execute(_EVENTS, past.events)
-        for statement in (_FINISHED, _MESSAGES, _FAILURES, _ATTEMPTS, _COUNTS):
+        await connection.execute(_ROUNDS, past.orders // 5)
+        for statement in (_FINISHED, _MESSAGES, _FAILURES, _ATTEMPTS, _NOTIFICATIONS, _SNAPSHOTS, _COUNTS):
             await connection.execute(statement)
         await connection.execute(_ACTIONS, past.orders // 5)
         await connection.execute("VACUUM (ANALYZE)")

@@ -152,12 +152,12 @@ def _recorded(engine: AsyncEngine) -> Iterator[list[Statement]]:
         event.remove(engine.sync_engine, "before_cursor_execute", record)
 
 
-async def scans(engine: AsyncEngine, view: str) -> list[Scan]:
-    """How the view's statements read tables, planned for their values and as the generic plans of a warm connection."""
+async def scans(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[None]]) -> list[Scan]:
+    """How its statements read tables, planned for their values and as the generic plans of a warm connection."""
     found: list[Scan] = []
     async with engine.connect() as connection:
         with _recorded(engine) as statements:
-            await VIEWS[view](connection)
+            await work(connection)
         await connection.rollback()
         await connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
         for statement, parameters in statements:
@@ -166,13 +166,13 @@ async def scans(engine: AsyncEngine, view: str) -> list[Scan]:
             for explained, values in ((statement, parameters), (f"EXECUTE generic{nothing}", ())):
                 answer = (await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {explained}", values)).scalar_one()
                 [plan] = json.loads(answer) if isinstance(answer, str) else answer
-                found += _scans_of(plan["Plan"], statement)
+                found += _nodes(plan["Plan"], statement)
             await connection.exec_driver_sql("DEALLOCATE generic")
         await connection.rollback()
     return found
 
 
-def _scans_of(node: Mapping[str, Any], statement: str, table: str | None = None) -> Iterator[Scan]:
+def _nodes(node: Mapping[str, Any], statement: str, table: str | None = None) -> Iterator[Scan]:
     table = node.get("Relation Name", table)
     kind = node["Node Type"]
     if table is not None and "Scan" in kind and kind != "Bitmap Heap Scan":
@@ -180,7 +180,7 @@ def _scans_of(node: Mapping[str, Any], statement: str, table: str | None = None)
     for child in node.get("Plans", []):
         # Only a bitmap's indexes belong to the table of the node above them.
         inherited = table if kind in ("Bitmap Heap Scan", "BitmapAnd", "BitmapOr") else None
-        yield from _scans_of(child, statement, inherited)
+        yield from _nodes(child, statement, inherited)
 
 
 # --- their times
@@ -212,7 +212,7 @@ async def main() -> None:
             try:
                 bad = []
                 for view in VIEWS:
-                    found = [scan for scan in await scans(engine, view) if scan.reads_what_is_over]
+                    found = [scan for scan in await scans(engine, VIEWS[view]) if scan.reads_what_is_over]
                     bad += found
                     reads = "what is over" if found else "only what is open"
                     print(f"{view:<12}{await milliseconds(engine, view):8.1f} ms   {reads}")

@@ -108,6 +108,14 @@ class Mailbox:
         """Subjects of what one recipient got, in order."""
         return [mail.subject for mail in self.mails if recipient in mail.recipients]
 
+    def mails_once(self, recipient: str) -> list[str]:
+        """The same as a mail reader shows it, who drops what carries a Message-ID that it knows."""
+        first: dict[str, str] = {}
+        for mail in self.mails:
+            if recipient in mail.recipients:
+                first.setdefault(mail.message_id, mail.subject)
+        return list(first.values())
+
     async def holds(self, count: int, timeout_seconds: float = 10.0) -> None:
         """Wait until so many messages were accepted."""
 

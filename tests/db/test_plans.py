@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from db import retention
 from db.engine import create_engine
 from local.postgres import SUPERUSER, EmbeddedPostgres
 from soak.past import SLICE, load
@@ -26,7 +27,7 @@ async def _old_shop(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[
 
 @pytest.mark.parametrize("view", VIEWS)
 async def test_no_view_reads_what_is_over(old_shop: AsyncEngine, view: str) -> None:
-    found = await scans(old_shop, view)
+    found = await scans(old_shop, VIEWS[view])
     assert any(scan.table in GROWING for scan in found)
     assert [scan for scan in found if scan.reads_what_is_over] == []
 
@@ -35,9 +36,24 @@ async def test_no_view_reads_what_is_over(old_shop: AsyncEngine, view: str) -> N
 async def test_overdue_holds_are_found_by_their_deadline_among_all_that_are_held(
     old_shop: AsyncEngine, view: str
 ) -> None:
-    found = [scan for scan in await scans(old_shop, view) if scan.index == "reservations_active_by_deadline"]
+    found = [scan for scan in await scans(old_shop, VIEWS[view]) if scan.index == "reservations_active_by_deadline"]
     assert found
     assert [scan for scan in found if "expires_at <" not in (scan.condition or "")] == []
+
+
+async def test_retention_reads_no_more_than_a_batch_and_what_hangs_on_it(old_shop: AsyncEngine) -> None:
+    async def batch(connection: AsyncConnection) -> None:
+        deleted = await retention.delete_events(connection, after=0, days=0, limit=500)
+        assert deleted.deleted["outbox_events"] == 200
+        for table in retention.OLD_ROWS:
+            await retention.delete_old_rows(connection, table, days=30, limit=500)
+
+    small = {"outbox_endpoints", "workers", "job_runs", "outbox_messages", "outbox_parked"}
+    found = [scan for scan in await scans(old_shop, batch) if scan.table not in small]
+    hang_on_it = {"outbox_finished", "outbox_attempts", "outbox_failures", "notifications"}
+    assert {scan.table for scan in found} == {"outbox_events", *hang_on_it, "assignment_rounds", "snapshots"}
+    assert [scan for scan in found if scan.index is None or scan.condition is None] == []
+    assert [scan for scan in found if scan.table in hang_on_it and " = " not in (scan.condition or "")] == []
 
 
 @pytest.mark.parametrize(
