@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from functools import partial
 
+import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db import order as orders
+from db.outbox import notifications
 from db.outbox.write import write_events
-from domain.outbox import EventType, inventory_event, order_event, shard_of, zone_woken
+from domain.outbox import PUBLIC_TYPES, EventType, inventory_event, order_event, shard_of, zone_woken
 from tests.db.outbox.outboxes import Outbox
-from tests.db.shops import Shop
+from tests.db.shops import Shop, new_order
 
 WORKFLOW = "workflow"
 
@@ -42,6 +49,38 @@ async def test_a_disabled_webhook_is_not_sent_to_but_its_messages_wait(shop: Sho
 async def test_workflows_are_told_only_what_happened_without_them(shop: Shop, outside: bool) -> None:
     await Outbox(shop, 0).happen("o-1", "order.expired", outside=outside)
     assert await receivers(shop) == ({WORKFLOW: ["order.expired"]} if outside else {})
+
+
+MAILED = ("order.confirmed", "delivery.late", "order.delivered", "order.expired", "order.cancelled")
+
+
+@pytest.mark.parametrize(
+    ("email", "on"), [("ada@customer.example", True), ("ada@customer.example", False), (None, True)]
+)
+async def test_emails_are_written_while_email_is_on_for_orders_with_an_address(
+    shop: Shop, email: str | None, on: bool
+) -> None:
+    await shop.database.transact(partial(notifications.switch_email, on=on))
+    await shop.database.transact(partial(orders.reserve, order=replace(new_order("o-1", {}), email=email)))
+    public = sorted(each.removeprefix("waybill.") for each in PUBLIC_TYPES if "inventory" not in each)
+    await Outbox(shop, 0).happen("o-1", *public)
+    expected = {"email": sorted(MAILED)} if on and email else {}
+    assert {name: sorted(types) for name, types in (await receivers(shop)).items() if name == "email"} == expected
+
+
+async def test_emails_cost_the_business_transaction_no_statement_more(shop: Shop) -> None:
+    async def statements() -> int:
+        sent: list[str] = []
+
+        async def write(connection: AsyncConnection) -> None:
+            engine = connection.engine.sync_engine
+            event.listen(engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+            await write_events(connection, [order_event(EventType.ORDER_CONFIRMED, "o-1", "o-1", {})])
+
+        await shop.database.transact(write)
+        return len(sent)
+
+    assert await statements() == 2
 
 
 async def test_what_is_internal_reaches_no_webhook(shop: Shop) -> None:
