@@ -83,9 +83,9 @@ class EmailSink:
             told = await self._compose(message)
             if told is None:
                 return
-            begun = await self._begin(told, self._server)
-            if begun is not None:
-                async with self._free:
+            async with self._free:
+                begun = await self._begin(told, self._server)
+                if begun is not None:
                     await self._deliver(told, begun, self._server)
         except DATABASE_ERRORS as error:
             raise SendFailed(ErrorClass.ENDPOINT, f"PostgreSQL: {error_code(error)}") from error

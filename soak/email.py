@@ -139,7 +139,7 @@ class Soak:
         lost = {message_id for message_id, _ in self._arrived} - self._settled[-1]
         self.seen["kills"] += 1
         self.seen["kills that lost a settle"] += bool(lost)
-        self.seen["kills after which a settled e-mail's message was sent again"] += await self._settled_and_ready()
+        self.seen["kills that left a settled e-mail's message to be delivered"] += await self._settled_and_ready()
 
     async def _end_relays(self) -> None:
         """Do not wait until Temporal misses the dead worker's heartbeats: the next one starts them again."""
