@@ -13,17 +13,20 @@ from domain.notifications import Channel
 from domain.order import Line
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-_IS_ON = text("SELECT enabled FROM outbox_endpoints WHERE kind = 'email'")
+_IS_SO = text("SELECT enabled = :on AND disabled_reason IS NULL FROM outbox_endpoints WHERE kind = 'email'")
 _SWITCH = text("""
-    UPDATE outbox_endpoints
-    SET enabled = :on, open_until = NULL, consecutive_failures = 0, last_error = NULL, reachable_since = now()
-    WHERE kind = 'email' AND enabled <> :on
+    UPDATE outbox_endpoints SET enabled = :on, disabled_reason = NULL, open_until = NULL, consecutive_failures = 0,
+        last_error = NULL, failing_since = NULL, reachable_since = now()
+    WHERE kind = 'email'
 """)
 
 
 async def switch_email(connection: AsyncConnection, *, on: bool) -> None:
-    """Write e-mails from now on, or none; those that wait already go when it is on again."""
-    if await connection.scalar(_IS_ON) is on:
+    """Write e-mails from now on, or none; those that wait already go when it is on again.
+
+    Whatever stopped a mail server is forgotten: whoever starts workers has seen to it.
+    """
+    if await connection.scalar(_IS_SO, {"on": on}):
         return  # every other start of a worker: nobody who writes an event has to wait for it
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     await connection.execute(_SWITCH, {"on": on})

@@ -68,6 +68,19 @@ async def test_emails_are_written_while_email_is_on_for_orders_with_an_address(
     assert {name: sorted(types) for name, types in (await receivers(shop)).items() if name == "email"} == expected
 
 
+async def test_a_start_with_a_mail_server_forgets_why_the_last_one_was_given_up(shop: Shop) -> None:
+    await shop.database.transact(partial(notifications.switch_email, on=True))
+    await shop.sql(
+        "UPDATE outbox_endpoints SET disabled_reason = 'it has failed for 5 days', open_until = now(),"
+        " consecutive_failures = 7, failing_since = now(), last_error = 'no' WHERE kind = 'email'"
+    )
+    await shop.database.transact(partial(notifications.switch_email, on=True))
+    assert await shop.sql(
+        "SELECT enabled, disabled_reason, open_until, consecutive_failures, failing_since, last_error"
+        " FROM outbox_endpoints WHERE kind = 'email'"
+    ) == [(True, None, None, 0, None, None)]
+
+
 async def test_emails_cost_the_business_transaction_no_statement_more(shop: Shop) -> None:
     async def statements() -> int:
         sent: list[str] = []
