@@ -10,6 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from db import retention
 from db.engine import create_engine
+from db.outbox import notifications
+from db.outbox.write import write_events
+from domain.outbox import EventType, order_event
 from local.postgres import SUPERUSER, EmbeddedPostgres
 from soak.past import SLICE, load
 from soak.plans import GROWING, VIEWS, Scan, scans
@@ -39,6 +42,16 @@ async def test_overdue_holds_are_found_by_their_deadline_among_all_that_are_held
     found = [scan for scan in await scans(old_shop, VIEWS[view]) if scan.index == "reservations_active_by_deadline"]
     assert found
     assert [scan for scan in found if "expires_at <" not in (scan.condition or "")] == []
+
+
+async def test_whoever_writes_an_event_looks_the_address_up_by_the_orders_key(old_shop: AsyncEngine) -> None:
+    async def write(connection: AsyncConnection) -> None:
+        await notifications.switch_email(connection, on=True)
+        await write_events(connection, [order_event(EventType.ORDER_CONFIRMED, "o-1", "o-1", {})])
+
+    found = [scan for scan in await scans(old_shop, write) if scan.table == "orders"]
+    assert {(scan.node, scan.index) for scan in found} == {("Index Scan", "orders_pkey")}
+    assert {scan.condition is None for scan in found} == {False}
 
 
 async def test_retention_reads_no_more_than_a_batch_and_what_hangs_on_it(old_shop: AsyncEngine) -> None:
