@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0006"
+revision = "0004"
 down_revision = "0003"
 
 # The hot table is emptied as fast as it fills: its dead rows are to go long before a fifth of it is dead.
