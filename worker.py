@@ -28,6 +28,7 @@ from activities.inventory import InventoryActivities
 from activities.ops import OpsActivities
 from activities.order import OrderActivities
 from activities.outbox import OutboxActivities
+from activities.outbox_replay import OutboxReplayActivities
 from activities.retention import RetentionActivities
 from activities.snapshots import SnapshotActivities
 from activities.standing import ForeignWorkflows, Standing, require_own_workflows, start_standing
@@ -48,6 +49,7 @@ from workflows.inventory import ReconcileWorkflow, SweepWorkflow
 from workflows.ops import CrossCheckWorkflow, RetentionWorkflow
 from workflows.order import OrderWorkflow
 from workflows.outbox import OutboxFailureWorkflow, OutboxRelayWorkflow
+from workflows.outbox_replay import OutboxReplayWorkflow
 from workflows.snapshots import SnapshotWorkflow
 
 log = structlog.get_logger(__name__)
@@ -60,6 +62,7 @@ WORKFLOWS = [
     DispatchWorkflow,
     OutboxRelayWorkflow,
     OutboxFailureWorkflow,
+    OutboxReplayWorkflow,
     SweepWorkflow,
     ReconcileWorkflow,
     CrossCheckWorkflow,
@@ -126,6 +129,7 @@ def _main_worker(
     """What runs every workflow, and every activity but the relays."""
     order = OrderActivities(database, promise_seconds=settings.promise_seconds)
     inventory = InventoryActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
+    replays = OutboxReplayActivities(database)
     snapshots = SnapshotActivities(database, sweep_grace_seconds=settings.sweep_grace_seconds)
     retention = RetentionActivities(database, retention_days=settings.retention_days)
     return Worker(
@@ -141,6 +145,7 @@ def _main_worker(
             order.watch_promise,
             inventory.sweep_holds,
             inventory.reconcile,
+            replays.replay_batch,
             snapshots.capture_snapshot,
             retention.delete_what_is_over,
             *more_activities,

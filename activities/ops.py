@@ -29,6 +29,7 @@ from db.engine import Database
 from domain.ids import (
     FAILURE_WORKFLOW,
     ORDER_WORKFLOW,
+    OUTBOX_REPLAY_WORKFLOW,
     RECONCILE_WORKFLOW,
     ROW_CHANGED_SIGNAL,
     SNAPSHOT_WORKFLOW,
@@ -253,6 +254,7 @@ class OpsActivities:
         kinds = {
             "reconcile": (RECONCILE_WORKFLOW, self._names.reconcile),
             "snapshot": (SNAPSHOT_WORKFLOW, self._names.snapshot),
+            "outbox_replay": (OUTBOX_REPLAY_WORKFLOW, self._names.outbox_replay),
         }
         for kind, operation_id in operations:
             workflow, workflow_id = kinds[kind]

@@ -20,8 +20,8 @@ from activities.outbox_pump import EVIDENCE_SECONDS
 from activities.outbox_pumps import Pumps
 from db.engine import DATABASE_ERRORS, Database, error_code
 from db.ops import workers_alive
-from db.outbox import failures, relay
-from db.outbox.failures import FailingMessage
+from db.outbox import relay, retries
+from db.outbox.retries import FailingMessage
 from db.outbox.write import EVENTS_CHANNEL
 from domain.ids import ERROR_CLASS_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, FAILURE_WORKFLOW, LOOK_AGAIN_SIGNAL, Names
 from domain.outbox import (
@@ -59,6 +59,8 @@ class RetryOutcome:
     """Without the receiver's own words, which may echo what Temporal must not keep."""
     wait_seconds: float = 0.0
     """RETRYING: until the next try."""
+    place_given_back: bool = False
+    """RETRYING: its endpoint cannot be sent to. When it can, another workflow goes on."""
 
 
 class OutboxActivities:
@@ -104,6 +106,7 @@ class OutboxActivities:
 
     async def _relay(self, shard: int, news: asyncio.Event) -> None:
         epoch = await self._database.transact(lambda connection: relay.take_shard(connection, shard, self._worker_id))
+        await self._database.transact(partial(retries.fail_suspects, shard=shard, epoch=epoch))
         log.info("relay took its shard", shard=shard, epoch=epoch)
         pumps = Pumps(self._database, self._sinks, shard, epoch, news)
         try:
@@ -135,15 +138,17 @@ class OutboxActivities:
     async def _start_failure_workflows(self, shard: int, epoch: int) -> None:
         async with self._database.read() as connection:
             await relay.check_epoch(connection, shard, epoch)
-            waiting = await failures.without_workflow(connection, shard, _FAILURES_BATCH)
+            waiting = await retries.without_workflow(connection, shard, _FAILURES_BATCH)
         for failing in waiting:
             activity.heartbeat()
+            # Before the start: its end, which may come at once, gives the place back.
+            await self._database.transact(partial(retries.mark_workflow_started, failing=failing))
             try:
                 await self._start_failure_workflow(failing)
             except RPCError as error:
                 log.warning("a failure's workflow was not started", message_id=failing.message_id, error=error.message)
+                await self._database.transact(partial(retries.give_place_back, failing=failing))
                 return  # the rows wait, and the messages that are well go on
-            await self._database.transact(partial(failures.mark_workflow_started, failing=failing))
 
     async def _start_failure_workflow(self, failing: FailingMessage) -> None:
         await self._client.start_workflow(
@@ -169,19 +174,22 @@ class OutboxActivities:
         if key is None:
             raise ApplicationError(f"{message_id!r} is no message's id", non_retryable=True)
         position, endpoint_id = key
-        begun = await self._database.transact(
-            lambda connection: failures.begin_retry(connection, position, endpoint_id)
-        )
+        begun = await self._database.transact(lambda connection: retries.begin_retry(connection, position, endpoint_id))
         if begun is None:
             return RetryOutcome(MessageStatus.IGNORED, 0, error="its endpoint was deleted")
         message, endpoint = begun.message, begun.endpoint
         if message is None or endpoint is None:
-            return RetryOutcome(begun.status, begun.attempts, wait_seconds=begun.wait_seconds)
+            return RetryOutcome(
+                begun.status,
+                begun.attempts,
+                wait_seconds=begun.wait_seconds,
+                place_given_back=begun.place_given_back,
+            )
         try:
             await deliver(self._sinks[endpoint.kind], endpoint, message)
         except SendFailed as error:
             return await self._retry_failed(message, endpoint, error)
-        await self._database.transact(partial(failures.retry_delivered, message=message, endpoint=endpoint))
+        await self._database.transact(partial(retries.retry_delivered, message=message, endpoint=endpoint))
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
 
     async def _retry_failed(self, message: Message, endpoint: Endpoint, error: SendFailed) -> RetryOutcome:
@@ -193,10 +201,16 @@ class OutboxActivities:
             error_class = ErrorClass.UNKNOWN if passed else ErrorClass.ENDPOINT
         delay = retry_delay_seconds(error_class, message.attempts, error.retry_after_seconds)
         settle = partial(
-            failures.retry_failed, message=message, endpoint=endpoint, error_class=error_class, error=error.full
+            retries.retry_failed,
+            message=message,
+            endpoint=endpoint,
+            error_class=error_class,
+            error=error.full,
+            delay_seconds=delay,
+            in_doubt=error.in_doubt,
         )
         asked = {"gone": error.gone, "retry_after_seconds": error.retry_after_seconds}
-        await self._database.transact(partial(settle, delay_seconds=delay, **asked))
+        await self._database.transact(partial(settle, **asked))
         status = MessageStatus.FAILED if delay is None else MessageStatus.RETRYING
         return RetryOutcome(status, message.attempts, f"{error_class}: {error.detail}", delay or 0.0)
 

@@ -246,7 +246,14 @@ class Pump:
 
         async def work(connection: AsyncConnection) -> None:
             await relay.fail(
-                connection, endpoint_id, self._epoch, message, error_class, failed.error.full, delay_seconds
+                connection,
+                endpoint_id,
+                self._epoch,
+                message,
+                error_class,
+                failed.error.full,
+                delay_seconds,
+                in_doubt=failed.error.in_doubt,
             )
             if behind:
                 await relay.park(connection, self._shard, endpoint_id, behind)
@@ -292,8 +299,13 @@ class Pump:
         await relay.drop_claim(connection, self._shard, endpoint_id, self._epoch)
         if not self._broken:
             for each in self._undecided:
-                position = each.claimed.message.position
-                await relay.log_attempt(connection, endpoint_id, position, ErrorClass.UNKNOWN, each.error.full)
+                await self._log_attempt(connection, each, ErrorClass.UNKNOWN)
+
+    async def _log_attempt(self, connection: AsyncConnection, failed: _Failed, error_class: ErrorClass) -> None:
+        error, endpoint_id = failed.error, self.endpoint.endpoint_id
+        await relay.log_attempt(
+            connection, endpoint_id, failed.claimed.message, error_class, error.full, in_doubt=error.in_doubt
+        )
 
     async def _open_breaker(self, failed: _Failed) -> None:
         """Leave the endpoint's rows where they are, for a while. Attempts are logged, nobody's is counted."""
@@ -302,13 +314,7 @@ class Pump:
         async def work(connection: AsyncConnection) -> float:
             await relay.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
             for each in {failed, *self._undecided}:
-                await relay.log_attempt(
-                    connection,
-                    endpoint.endpoint_id,
-                    each.claimed.message.position,
-                    ErrorClass.ENDPOINT,
-                    each.error.full,
-                )
+                await self._log_attempt(connection, each, ErrorClass.ENDPOINT)
             return await breaker.open_breaker(
                 connection, endpoint, error.full, gone=error.gone, retry_after_seconds=error.retry_after_seconds
             )

@@ -11,6 +11,7 @@ import structlog
 
 from activities.outbox_pump import Pump
 from db.engine import Database
+from db.outbox import relay
 from db.outbox.relay import StaleEpoch
 from domain.outbox import Endpoint, SinkKind
 from sinks import Sink
@@ -54,6 +55,7 @@ class Pumps:
                 running.pump.stop()  # disabled, deleted, broken for another shard; or simply empty
         started = [endpoint for endpoint in ready if self._may_start(endpoint)]
         for endpoint in started:
+            await self._clear_up(endpoint.endpoint_id)
             pump = Pump(self._database, self._sinks[endpoint.kind], endpoint, self._shard, self._epoch)
             self._running[endpoint.endpoint_id] = _Running(pump, asyncio.create_task(pump.run()))
         self._pause_seconds = _PAUSES_SECONDS[0] if started else min(self._pause_seconds * 2, _PAUSES_SECONDS[1])
@@ -64,6 +66,14 @@ class Pumps:
         if endpoint.endpoint_id in self._running:
             return False
         return self._resting_until.get(endpoint.endpoint_id, 0.0) < time.monotonic()
+
+    async def _clear_up(self, endpoint_id: int) -> None:
+        """After a pump that failed, and may have left what it was sending; the next claim would cover the traces."""
+        if endpoint_id in self._resting_until:
+            await self._database.transact(
+                lambda connection: relay.abandon_claim(connection, self._shard, endpoint_id, self._epoch)
+            )
+            del self._resting_until[endpoint_id]
 
     async def _wait(self) -> None:
         """Until a pump ends, news comes, or the pause is over."""

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from temporalio.client import Client
 
-from api import assignment, inventory, ops, order, outbox, snapshots, webhooks
+from api import assignment, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
 from api.auth import Gate, Role
 from api.problems import install_problem_handlers
 from api.services import Services
@@ -54,7 +54,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
 
     # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for room in (order, inventory, outbox, webhooks, assignment, ops, snapshots):
+    for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, ops, snapshots):
         app.include_router(room.router)
     install_problem_handlers(app)
     app.add_middleware(Gate, tokens=_tokens(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -29,6 +30,33 @@ def _storable(text: str) -> str:
     return text
 
 
+_JSON_DEPTH = 32
+
+
+def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Python reads more as JSON than PostgreSQL and a receiver do."""
+    level: list[Any] = [value]
+    for _ in range(_JSON_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str):
+                _storable(each)
+            elif isinstance(each, float) and not math.isfinite(each):
+                raise ValueError("a number is not finite")
+            elif isinstance(each, int) and abs(each) >= 2**63:
+                raise ValueError("a number is out of range")
+        if not inner:
+            return value
+        level = inner
+    raise ValueError(f"it is nested more than {_JSON_DEPTH} deep")
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
+"""Any JSON object that can be stored and sent as it is."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_storable)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]

@@ -1,4 +1,4 @@
-"""Webhooks, failing messages and what an admin does about them."""
+"""Webhooks, failing messages and what an admin does about each of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Row
 
-from api.models import NeedsReason, Page, Reasoned, actor, aware_time, big_integer, integer, time
-from api.problems import conflict, not_found
+from api.models import JsonObject, NeedsReason, Page, Reasoned, Text, actor, aware_time, big_integer, integer, time
+from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
-from db.outbox import failures
-from db.outbox.failures import MessageMissing, MessageSettled
+from db.outbox import decisions, failures
+from db.outbox.decisions import MessageMissing, MessageSettled, PayloadRefused
 from db.reports import show_failure
 from domain.outbox import (
     ErrorClass,
@@ -35,10 +35,11 @@ async def list_failures(
     status: Annotated[MessageStatus, Query()] = MessageStatus.FAILED,
     event_type: Annotated[EventType | None, Query(alias="eventType")] = None,
     error_class: Annotated[ErrorClass | None, Query(alias="errorClass")] = None,
-    sink: Annotated[str | None, Query(max_length=64)] = None,
+    sink: Annotated[Text | None, Query()] = None,
+    fingerprint: Annotated[Text | None, Query()] = None,
 ) -> dict[str, Any]:
     """Messages that failed for reasons of their own, and what their workflows say."""
-    given = {"event_type": event_type, "error_class": error_class, "sink": sink}
+    given = {"event_type": event_type, "error_class": error_class, "sink": sink, "fingerprint": fingerprint}
     filters = {name: str(value) for name, value in given.items() if value is not None}
     after = page.after(aware_time, big_integer, integer)
     async with services.database.read() as connection:
@@ -62,6 +63,33 @@ def _show_failure(services: Services, row: Row[Any], workflow_id: str, workflow_
     return {**show_failure(row), "workflow": {**services.workflow_link(workflow_id), "status": workflow_status}}
 
 
+@router.get("/ops/outbox/failures/groups")
+async def list_groups(
+    services: ServicesDep,
+    page: Annotated[Page, Depends()],
+    status: Annotated[MessageStatus, Query()] = MessageStatus.FAILED,
+) -> dict[str, Any]:
+    """Messages that failed in the same way, together: the newest of them speaks for all."""
+    after = page.after(aware_time, str)
+    async with services.database.read() as connection:
+        rows = await failures.list_groups(connection, status, (after[0], after[1]) if after else None, page.limit + 1)
+    return page.answer(rows, _show_group, lambda row: (row.last_failed_at, row.fingerprint))
+
+
+def _show_group(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "fingerprint": row.fingerprint,
+        "eventType": row.event_type,
+        "sink": row.sink,
+        "errorClass": row.error_class,
+        "lastError": row.last_error,
+        "count": row.total,
+        "firstFailedAt": time(row.first_failed_at),
+        "lastFailedAt": time(row.last_failed_at),
+        "messageId": message_id(row.position, row.endpoint_id),
+    }
+
+
 @router.get("/ops/outbox/events/{event_id}")
 async def get_event(event_id: str, services: ServicesDep) -> dict[str, Any]:
     """An event with its payload, and where each of its messages is."""
@@ -80,7 +108,8 @@ async def get_event(event_id: str, services: ServicesDep) -> dict[str, Any]:
         "aggregateId": event.subject,
         "time": time(event.occurred_at),
         "payload": event.data,
-        "messages": [_show_message(event.position, message, attempts) for message in messages],
+        "fixes": event.fixes,
+        "messages": [_show_message(event.place, message, attempts) for message in messages],
     }
 
 
@@ -95,12 +124,15 @@ def _show_message(position: int, message: Row[Any], attempts: Any) -> dict[str, 
         for attempt in attempts
         if attempt.endpoint_id == message.endpoint_id
     ]
-    if message.finished_at is not None and message.status == MessageStatus.DELIVERED:
+    delivered = message.finished_at is not None and message.status == MessageStatus.DELIVERED
+    if delivered and message.fixed_by is None:
         told.append({"at": time(message.finished_at), "outcome": "delivered", "errorClass": None, "error": None})
     return {
         "messageId": message_id(position, message.endpoint_id),
         "sink": message.sink,
         "status": message.status,
+        "fixedPayload": message.fixed_data,
+        "fixedBy": message.fixed_by,
         "attempts": told,
     }
 
@@ -112,11 +144,34 @@ async def replay(message: str, request: Request, services: ServicesDep, body: Re
     reason = body.reason if body else None
     try:
         status = await services.database.transact(
-            lambda connection: failures.replay(connection, position, endpoint_id, actor=actor(request), reason=reason)
+            lambda connection: decisions.replay(connection, position, endpoint_id, actor=actor(request), reason=reason)
         )
     except (MessageMissing, MessageSettled) as error:
         raise _cannot(error) from error
     return {"messageId": message, "status": status}
+
+
+class Fix(NeedsReason):
+    """The body of `POST …/outbox/failures/{messageId}/fix`."""
+
+    payload: JsonObject
+
+
+@router.post("/ops/outbox/failures/{message}/fix")
+async def fix(message: str, body: Fix, request: Request, services: ServicesDep) -> dict[str, Any]:
+    """Send a failing message with another payload, in its place in the lane; under a new id if it may have arrived."""
+    position, endpoint_id = _message_key(message)
+    try:
+        fixed = await services.database.transact(
+            lambda connection: decisions.fix(
+                connection, position, endpoint_id, body.payload, actor=actor(request), reason=body.reason
+            )
+        )
+    except (MessageMissing, MessageSettled) as error:
+        raise _cannot(error) from error
+    except PayloadRefused as error:
+        raise invalid("invalid-payload", str(error)) from error
+    return {"messageId": message, "status": fixed.status, "eventId": fixed.event_id, "fixes": fixed.fixes}
 
 
 @router.post("/ops/outbox/failures/{message}/ignore")
@@ -125,7 +180,7 @@ async def ignore(message: str, body: NeedsReason, request: Request, services: Se
     position, endpoint_id = _message_key(message)
     try:
         status = await services.database.transact(
-            lambda connection: failures.ignore(
+            lambda connection: decisions.ignore(
                 connection, position, endpoint_id, actor=actor(request), reason=body.reason
             )
         )

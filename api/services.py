@@ -58,8 +58,19 @@ class Services:
         if not alive:
             raise unavailable("no-worker", "No worker is alive, so nothing was started.")
 
-    async def start(self, workflow: Any, arguments: list[Any], workflow_id: str) -> None:
-        """Start an operation's workflow, or raise the problem of nothing having been started."""
+    async def start(
+        self,
+        workflow: Any,
+        arguments: list[Any],
+        workflow_id: str,
+        *,
+        summary: str | None = None,
+        signal: str | None = None,
+    ) -> None:
+        """Start an operation's workflow, or raise the problem of nothing having been started.
+
+        `signal`: sent to it, also where it runs already.
+        """
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self.temporal.start_workflow(
@@ -68,6 +79,8 @@ class Services:
                     id=workflow_id,
                     task_queue=self.names.main_queue,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    static_summary=summary,
+                    start_signal=signal,
                 )
         except (TimeoutError, RPCError, RuntimeError) as error:
             raise unavailable("temporal-unavailable", "Temporal does not answer.") from error

@@ -15,12 +15,11 @@ _PAGE = 1000
 _OPEN_ORDERS = text("SELECT order_id, status FROM orders WHERE status IN ('RESERVED', 'CONFIRMED')")
 _STAGES = text("SELECT order_id, status FROM orders WHERE order_id = ANY(CAST(:order_ids AS text[]))")
 _RETRYING = text("""
-    SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures
-    WHERE status = 'RETRYING' AND workflow_started_at IS NOT NULL
+    SELECT position || '-' || endpoint_id AS message_id FROM outbox_failures WHERE workflow_started_at IS NOT NULL
 """)
 _FORGET_WORKFLOW = text("""
     UPDATE outbox_failures SET workflow_started_at = NULL
-    WHERE status = 'RETRYING' AND position || '-' || endpoint_id = ANY(CAST(:message_ids AS text[]))
+    WHERE workflow_started_at IS NOT NULL AND position || '-' || endpoint_id = ANY(CAST(:message_ids AS text[]))
 """)
 _WAITING_ZONES = text("""
     SELECT zone FROM deliveries WHERE status = 'PENDING' AND NOT pinned GROUP BY zone
@@ -30,6 +29,7 @@ _RESET_WAKE = text("UPDATE zones SET wake_signalled = false WHERE zone = :zone")
 _RUNNING_OPERATIONS = text("""
     SELECT 'reconcile' AS kind, operation_id FROM reconciliations WHERE status = 'RUNNING'
     UNION ALL SELECT 'snapshot', snapshot_id FROM snapshots WHERE status = 'RUNNING'
+    UNION ALL SELECT 'outbox_replay', operation_id FROM outbox_replays WHERE status = 'RUNNING'
 """)
 _DATABASE_ID = text("SELECT CAST(database_id AS text) FROM installation")
 
@@ -49,12 +49,12 @@ async def stages(connection: AsyncConnection, order_ids: Collection[str]) -> dic
 
 
 async def retrying_messages(connection: AsyncConnection) -> list[str]:
-    """Ids of the messages whose retries a workflow should be making."""
+    """Ids of the messages that hold a place of a workflow of their own."""
     return [row.message_id for row in await connection.execute(_RETRYING)]
 
 
 async def forget_failure_workflows(connection: AsyncConnection, message_ids: Sequence[str]) -> None:
-    """Their workflows are gone: the relays start new ones within a second."""
+    """Their workflows are gone, and their places free: where needed the relays start new ones within a second."""
     await connection.execute(_FORGET_WORKFLOW, {"message_ids": list(message_ids)})
 
 
@@ -69,7 +69,7 @@ async def reset_wake(connection: AsyncConnection, zone: str) -> None:
 
 
 async def running_operations(connection: AsyncConnection) -> list[tuple[str, str]]:
-    """Kind (`reconcile` or `snapshot`) and id of what an admin asked for and is not done."""
+    """Kind (`reconcile`, `snapshot` or `outbox_replay`) and id of what an admin asked for and is not done."""
     return [(row.kind, row.operation_id) for row in await connection.execute(_RUNNING_OPERATIONS)]
 
 

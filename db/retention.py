@@ -86,6 +86,10 @@ OLD_ROWS: Mapping[str, str] = {
         DELETE FROM snapshots WHERE snapshot_id = ANY(ARRAY(
             SELECT snapshot_id FROM snapshots WHERE created_at < :before AND status <> 'RUNNING'
             ORDER BY created_at, snapshot_id LIMIT :limit))""",
+    "outbox_replays": """
+        DELETE FROM outbox_replays WHERE operation_id = ANY(ARRAY(
+            SELECT operation_id FROM outbox_replays WHERE created_at < :before AND status IN ('DONE', 'FAILED')
+            ORDER BY created_at, operation_id LIMIT :limit))""",
     "workers": """
         DELETE FROM workers WHERE worker_id = ANY(ARRAY(
             SELECT worker_id FROM workers WHERE heartbeat_at < :before LIMIT :limit))""",

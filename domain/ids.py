@@ -33,8 +33,11 @@ RETENTION_WORKFLOW = "RetentionWorkflow"
 FAILURE_WORKFLOW = "OutboxFailureWorkflow"
 """By name: relays start it, and activities know no workflow classes."""
 
+OUTBOX_REPLAY_WORKFLOW = "OutboxReplayWorkflow"
+"""By name: the cross-check starts it."""
+
 LOOK_AGAIN_SIGNAL = "look_again"
-"""Tells a failing message's workflow that its row may have changed."""
+"""Tells the workflow of a failing message, or of a bulk operation, that its row may have changed."""
 
 DISPATCH_WORKFLOW = "DispatchWorkflow"
 """By name: the `workflow` sink starts it."""
@@ -104,6 +107,10 @@ class Names:
     def failure(self, message_id: str) -> str:
         """Workflow id of a failing message's retries."""
         return f"{self.installation}-outbox-failure-{message_id}"
+
+    def outbox_replay(self, operation_id: str) -> str:
+        """Workflow id of a bulk operation on failed messages."""
+        return f"{self.installation}-outbox-replay-{operation_id}"
 
     @property
     def cross_check_schedule(self) -> str:

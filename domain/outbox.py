@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import random
+import re
 import secrets
 import zlib
 from collections.abc import Mapping
@@ -66,6 +67,17 @@ class MessageStatus(StrEnum):
     IGNORED = "IGNORED"
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt that is not known to have delivered ended."""
+
+    FAILED = "failed"
+    """Surely: the receiver itself refused it, or it never got there."""
+    IN_DOUBT = "in_doubt"
+    """It may have succeeded, whatever error class the fate of other events gave it."""
+    INTERRUPTED = "interrupted"
+    """Who made it died before the end: it may have succeeded too."""
+
+
 class ErrorClass(StrEnum):
     """Whose fault a failed delivery is."""
 
@@ -123,11 +135,13 @@ class Message:
     """Counted attempts that failed before."""
     claimed_at: datetime
     """By the database's clock."""
+    fixes: str | None = None
+    """The id of the event in whose place an admin put this one."""
 
     @property
     def body(self) -> bytes:
         """The event as a CloudEvent."""
-        return cloud_event(self.event_id, self.event_type, self.subject, self.occurred_at, self.data)
+        return cloud_event(self.event_id, self.event_type, self.subject, self.occurred_at, self.data, self.fixes)
 
 
 def order_event(
@@ -183,8 +197,13 @@ def parse_message_id(text: str) -> tuple[int, int] | None:
     return int(position), int(endpoint)
 
 
-def cloud_event(event_id: str, event_type: str, subject: str, time: datetime, data: Mapping[str, Any]) -> bytes:
-    """The event in CloudEvents 1.0 structured JSON mode (cloudevents.io, spec 1.0.2, section 3 of the JSON format)."""
+def cloud_event(
+    event_id: str, event_type: str, subject: str, time: datetime, data: Mapping[str, Any], fixes: str | None = None
+) -> bytes:
+    """The event in CloudEvents 1.0 structured JSON mode (cloudevents.io, spec 1.0.2, section 3 of the JSON format).
+
+    `fixes` is an extension attribute, there only where an admin put the event in the place of another one.
+    """
     envelope = {
         "specversion": "1.0",
         "id": event_id,
@@ -193,6 +212,7 @@ def cloud_event(event_id: str, event_type: str, subject: str, time: datetime, da
         "subject": subject,
         "time": rfc3339(time),
         "datacontenttype": "application/json",
+        **({"fixes": fixes} if fixes else {}),
         "data": data,
     }
     return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode()
@@ -255,3 +275,93 @@ RETRY_AFTER_CAP_SECONDS = 300.0
 def breaker_delay_seconds(consecutive_failures: int) -> float:
     """How long an endpoint's breaker stays open after so many failures in a row: doubling from 1 s to the cap."""
     return float(min(2.0 ** min(consecutive_failures - 1, 10), ENDPOINT_DELAY_CAP_SECONDS))
+
+
+FAILURE_WORKFLOWS = 200
+"""Failing messages of an installation that have a workflow at a time; the others wait as rows."""
+
+INTERRUPTIONS = 3
+"""So many relays in a row that die while sending one message alone, and it counts as failing."""
+
+
+# --- groups of failures
+
+# A token with a digit in it is an id, a time, an address; an apostrophe inside a word quotes nothing.
+_VALUES = re.compile(
+    r"""[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12} | "[^"]*(?:"|\Z) | (?<!\w)'[^']*(?:'|\Z) | \w*\d\w*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_WORDS = re.compile(r"\w+|…")
+_HTTP_STATUS = re.compile(r"HTTP \d{3}\b")
+
+
+def failure_fingerprint(event_type: str, endpoint_id: int, error_class: ErrorClass, error: str) -> str:
+    """The same for messages that failed in the same way: only the error's HTTP status and its words make a difference.
+
+    Ids, digits, quoted values and how many of them there are do not; an error may also be cut off anywhere.
+    """
+    status = _HTTP_STATUS.match(error)
+    told = status[0] if status else ""
+    words = _WORDS.findall(_VALUES.sub(" … ", error[len(told) :]))
+    shape = [word for word, before in zip(words, ["", *words], strict=False) if not word == before == "…"]
+    parts = (event_type, str(endpoint_id), error_class, told, *shape)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+# --- fixes
+
+_IDENTITY = ("orderId", "deliveryId", "sku")
+_CARRIED = (*_IDENTITY, "status", "customerId", "zone", "lines")
+PAYLOAD_BYTES = 64 * 1024
+
+
+def payload_problem(original: Mapping[str, Any], fixed: Mapping[str, Any]) -> str | None:
+    """Why a payload cannot take the place of an event's own, in one sentence; None when it can.
+
+    Receivers rely on what such events always carry, and what the event is about cannot change.
+    """
+    for name in _CARRIED:
+        if name not in original:
+            continue
+        if name not in fixed:
+            return f"The payload lacks {name!r}, which such events always carry."
+        if type(fixed[name]) is not type(original[name]):
+            return f"{name!r} is of another type than in the event."
+        if name in _IDENTITY and fixed[name] != original[name]:
+            return f"{name!r} says what the event is about and cannot change."
+    if len(json.dumps(fixed).encode()) > PAYLOAD_BYTES:
+        return f"The payload is larger than {PAYLOAD_BYTES // 1024} KiB."
+    return None
+
+
+# --- bulk operations
+
+
+class ReplayAction(StrEnum):
+    """What a bulk operation does with failed messages."""
+
+    REPLAY = "replay"
+    IGNORE = "ignore"
+
+
+class ReplayStatus(StrEnum):
+    """FAILED: it could not be started; another one may be asked for."""
+
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class ReplayProgress:
+    """How far a bulk operation is."""
+
+    status: ReplayStatus
+    count: int
+    """Messages that were FAILED, and chosen, when it was asked for."""
+    done: int
+    skipped: int
+    """Decided otherwise before it was their turn."""
+    waits_for: list[str] = field(default_factory=list)
+    """RUNNING: nothing could be done now, because these endpoints cannot be sent to."""

@@ -36,6 +36,11 @@ class SendFailed(Exception):
         self.answer = answer[:300]
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether the endpoint may have taken the message all the same."""
+        return self.blame is None
+
+    @property
     def full(self) -> str:
         """What the attempt's record says."""
         return f"{self.detail}: {self.answer}" if self.answer else self.detail

@@ -103,16 +103,16 @@ _MESSAGES = """
 """
 _FAILURES = """
     INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
-        error_class, last_error, workflow_started_at)
+        error_class, last_error, fingerprint, workflow_started_at)
     SELECT endpoint_id, position, position, shard, lane, event_type,
         CASE WHEN position > 300 THEN 'DELIVERED' WHEN position % 4 = 0 THEN 'RETRYING' ELSE 'FAILED' END, 3, 'event',
-        '422', now()
+        '422', 'f-' || position % 7, CASE WHEN position <= 300 AND position % 4 = 0 THEN now() END
     FROM outbox_events, outbox_endpoints WHERE name = 'shop' AND (position > 200 AND position <= 300
         OR position % 20 = 0)
 """
 _ATTEMPTS = """
-    INSERT INTO outbox_attempts (endpoint_id, position, outcome, error_class, error)
-    SELECT endpoint_id, position, 'failed', 'event', '422' FROM outbox_failures, generate_series(1, attempts)
+    INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error_class, error)
+    SELECT endpoint_id, position, position, 'failed', 'event', '422' FROM outbox_failures, generate_series(1, attempts)
 """
 _NOTIFICATIONS = """
     INSERT INTO notifications (event_id, channel, recipient, message_id, sent_at)

@@ -22,7 +22,9 @@ from db import order as orders
 from db.engine import create_engine
 from db.inventory import drift, holds
 from db.migrations import migrate
+from db.outbox import failures, replays, retries
 from db.schema import metadata
+from domain.outbox import MessageStatus, ReplayAction
 from local.postgres import SUPERUSER
 from soak.past import FULL, load
 from tests.servers import fresh_database, throw_away_postgres
@@ -98,6 +100,21 @@ async def _invariants(connection: AsyncConnection) -> None:
     await ops.check_invariants(connection)
 
 
+async def _failures(connection: AsyncConnection) -> None:
+    page = await failures.list_failures(connection, MessageStatus.FAILED, {}, None, 50)
+    groups = await failures.list_groups(connection, MessageStatus.FAILED, None, 50)
+    await failures.list_groups(connection, MessageStatus.FAILED, (groups[0].last_failed_at, groups[0].fingerprint), 50)
+    await failures.get_event(connection, page[0].event_id)
+    await retries.without_workflow(connection, shard=0, limit=50)
+
+
+async def _replays(connection: AsyncConnection) -> None:
+    anything = dict.fromkeys(("event_type", "error_class", "sink", "fingerprint"))
+    await replays.begin(connection, "soak", ReplayAction.REPLAY, anything, dry_run=False, actor="soak", reason="soak")
+    await replays.advance(connection, "soak", 20)
+    await replays.get(connection, "soak")
+
+
 VIEWS: Mapping[str, Callable[[AsyncConnection], Awaitable[None]]] = {
     "stuck": _stuck,
     "metrics": _metrics,
@@ -106,6 +123,8 @@ VIEWS: Mapping[str, Callable[[AsyncConnection], Awaitable[None]]] = {
     "reconcile": _reconcile,
     "cross-check": _cross_check,
     "invariants": _invariants,
+    "failures": _failures,
+    "replays": _replays,
 }
 """What is asked often: each calls the functions of `db` as the floors above do, so that the plans follow the code."""
 

@@ -48,8 +48,12 @@ class OutboxFailureWorkflow:
 
     @workflow.run
     async def run(self, message_id: str) -> MessageStatus:
-        """Answer how the message ended, or that an admin took it back (PENDING). FAILED: the workflow fails too."""
+        """Answer how the message ended, or that an admin took it back (PENDING). FAILED: the workflow fails too.
+
+        RETRYING: its endpoint cannot be sent to, and whoever finds that it can starts the workflow again.
+        """
         while True:
+            self._look_again = False
             outcome = await workflow.execute_activity_method(
                 OutboxActivities.retry_message,
                 message_id,
@@ -59,17 +63,18 @@ class OutboxFailureWorkflow:
             )
             told = f" ({outcome.error})" if outcome.error else ""
             workflow.set_current_details(f"**{outcome.status}** after {outcome.attempts} attempts{told}")
+            if self._look_again:  # what was just read may be old
+                continue
             if outcome.status is MessageStatus.FAILED:
                 raise ApplicationError(
                     f"FAILED after {outcome.attempts} attempts{told}", type="MessageFailed", non_retryable=True
                 )
-            if outcome.status is not MessageStatus.RETRYING:
+            if outcome.status is not MessageStatus.RETRYING or outcome.place_given_back:
                 return outcome.status
             await self._sleep(max(outcome.wait_seconds, _SHORTEST_TIMER_SECONDS))
 
     async def _sleep(self, seconds: float) -> None:
         """Until the next try, or until the row may have changed."""
-        self._look_again = False
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self._look_again, timeout=timedelta(seconds=seconds), timeout_summary="until the next try"

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
 from db.ops import record_action
-from db.outbox.failures import free_lane
+from db.outbox.retries import free_lane
 from db.outbox.write import ENDPOINTS_LOCK, EVENTS_CHANNEL
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.outbox import Endpoint, ErrorClass, Message, SinkKind
+from domain.outbox import AttemptOutcome, Endpoint, ErrorClass, Message, SinkKind, failure_fingerprint
 
 
 class StaleEpoch(Exception):
@@ -25,23 +25,42 @@ _TAKE = text("""
 """)
 # An attempt that nobody saw the end of may have succeeded: it is logged, so that a fix knows.
 _LOG_INTERRUPTED = text("""
-    INSERT INTO outbox_attempts (endpoint_id, position, outcome, error)
-    SELECT m.endpoint_id, m.position, 'interrupted', 'the relay ended while it was sending'
+    INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error)
+    SELECT m.endpoint_id, m.position, m.event_position, 'interrupted', 'the relay ended while it was sending'
     FROM outbox_claims claim JOIN outbox_messages m
         ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id AND m.position = ANY(claim.positions)
-    WHERE claim.shard = :shard
+    WHERE claim.shard = :shard AND (CAST(:endpoint_id AS int) IS NULL OR claim.endpoint_id = :endpoint_id)
+""")
+# One of them may have killed the relay. Each such death leaves an eighth of them to be sent at a time, until it is one.
+_SUSPECT = text("""
+    UPDATE outbox_claims claim SET positions = '{}', narrowed_to = GREATEST(1, suspects.count / 8),
+        suspect_until = suspects.last, interruptions = CASE WHEN suspects.count > 1 THEN 0
+            WHEN suspects.last = claim.suspect_until THEN claim.interruptions + 1 ELSE 1 END
+    FROM (
+        SELECT c.endpoint_id, CAST(count(*) AS int) AS count, max(m.position) AS last
+        FROM outbox_claims c JOIN outbox_messages m
+            ON m.shard = c.shard AND m.endpoint_id = c.endpoint_id AND m.position = ANY(c.positions)
+        WHERE c.shard = :shard GROUP BY c.endpoint_id
+    ) suspects
+    WHERE claim.shard = :shard AND claim.endpoint_id = suspects.endpoint_id
 """)
 _DROP_CLAIMS = text("UPDATE outbox_claims SET positions = '{}' WHERE shard = :shard AND positions <> '{}'")
 
 
 _DROP_CLAIM = text("""
-    UPDATE outbox_claims SET positions = '{}'
+    UPDATE outbox_claims claim SET positions = '{}',
+        narrowed_to = CASE WHEN claim.narrowed_to IS NOT NULL AND claim.suspect_until >= (
+            SELECT m.position FROM outbox_messages m WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id
+            ORDER BY m.position LIMIT 1) THEN claim.narrowed_to END
     WHERE shard = :shard AND endpoint_id = :endpoint_id AND epoch = :epoch AND positions <> '{}'
 """)
 
 
 async def drop_claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int) -> None:
-    """Nothing is being sent any more: what was claimed and is still there was not begun."""
+    """Nothing is being sent any more: what was claimed and is still there was not begun.
+
+    When all that was suspected of killing a relay is through, the window is as wide again as it was.
+    """
     await connection.execute(_DROP_CLAIM, {"shard": shard, "endpoint_id": endpoint_id, "epoch": epoch})
 
 
@@ -50,9 +69,16 @@ async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int
     epoch: int | None = await connection.scalar(_TAKE, {"shard": shard, "owner": owner})
     if epoch is None:
         raise LookupError(f"there is no shard {shard}")
-    await connection.execute(_LOG_INTERRUPTED, {"shard": shard})
+    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": None})
+    await connection.execute(_SUSPECT, {"shard": shard})
     await connection.execute(_DROP_CLAIMS, {"shard": shard})
     return epoch
+
+
+async def abandon_claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int) -> None:
+    """Who was sending stopped in the middle, the relay lives on: what was claimed and is still there is in doubt."""
+    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": endpoint_id})
+    await drop_claim(connection, shard, endpoint_id, epoch)
 
 
 _EPOCH = text("SELECT epoch FROM outbox_shards WHERE shard = :shard")
@@ -96,9 +122,11 @@ def endpoint_of(row: Row[Any]) -> Endpoint:
 
 
 EVENT_COLUMNS = """
-    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject, event.data, event.occurred_at,
+    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject,
+    COALESCE(failure.fixed_data, event.data) AS data, event.occurred_at, CAST(event.fixes AS text) AS fixes,
     clock_timestamp() AS claimed_at
 """
+"""As it goes out: `failure` is the message's row there, if it has one."""
 
 
 async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpoint]:
@@ -117,7 +145,11 @@ _CLAIM = text(f"""
         FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY position) AS turn FROM oldest) o
         WHERE turn <= :lane_limit AND position <> ALL(CAST(:in_flight AS bigint[]))
             AND lane <> ALL(CAST(:full_lanes AS text[]))
-        ORDER BY position LIMIT :limit
+        ORDER BY position LIMIT LEAST(CAST(:limit AS int), (
+            SELECT GREATEST(0, c.narrowed_to - cardinality(CAST(:in_flight AS bigint[]))) FROM outbox_claims c
+            WHERE c.shard = :shard AND c.endpoint_id = :endpoint_id AND c.narrowed_to IS NOT NULL
+                AND c.suspect_until >= (SELECT m.position FROM outbox_messages m
+                    WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id ORDER BY m.position LIMIT 1)))
     ), claim AS (
         INSERT INTO outbox_claims (shard, endpoint_id, epoch, positions)
         SELECT :shard, :endpoint_id, :epoch, CAST(:in_flight AS bigint[]) || array_agg(position) FROM ready
@@ -190,6 +222,7 @@ def message_of(row: Row[Any], shard: int) -> Message:
         occurred_at=row.occurred_at,
         attempts=row.attempts,
         claimed_at=row.claimed_at,
+        fixes=row.fixes,
     )
 
 
@@ -277,16 +310,29 @@ async def count_error(
 
 
 _LOG_ATTEMPT = text("""
-    INSERT INTO outbox_attempts (endpoint_id, position, outcome, error_class, error)
-    VALUES (:endpoint_id, :position, 'failed', :error_class, :error)
+    INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error_class, error)
+    VALUES (:endpoint_id, :position, :event_position, :outcome, :error_class, :error)
 """)
 
 
 async def log_attempt(
-    connection: AsyncConnection, endpoint_id: int, position: int, error_class: ErrorClass, error: str
+    connection: AsyncConnection,
+    endpoint_id: int,
+    message: Message,
+    error_class: ErrorClass,
+    error: str,
+    *,
+    in_doubt: bool,
 ) -> None:
-    """Log an attempt that did not deliver."""
-    attempt = {"endpoint_id": endpoint_id, "position": position, "error_class": error_class, "error": error}
+    """Log an attempt that did not deliver; `in_doubt`: as far as anybody knows."""
+    attempt = {
+        "endpoint_id": endpoint_id,
+        "position": message.position,
+        "event_position": message.event_position,
+        "outcome": AttemptOutcome.IN_DOUBT if in_doubt else AttemptOutcome.FAILED,
+        "error_class": error_class,
+        "error": error,
+    }
     await connection.execute(_LOG_ATTEMPT, attempt)
 
 
@@ -296,13 +342,13 @@ _FAIL = text("""
         RETURNING position, event_position, lane
     )
     INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
-        error_class, last_error, next_attempt_at)
+        error_class, last_error, fingerprint, next_attempt_at)
     SELECT :endpoint_id, position, event_position, :shard, lane, :event_type, :status, :attempts, :error_class, :error,
-        clock_timestamp() + make_interval(secs => :delay_seconds)
+        :fingerprint, clock_timestamp() + make_interval(secs => :delay_seconds)
     FROM gone
     ON CONFLICT (endpoint_id, position) DO UPDATE SET status = excluded.status, attempts = excluded.attempts,
-        error_class = excluded.error_class, last_error = excluded.last_error, failed_at = now(),
-        next_attempt_at = excluded.next_attempt_at, workflow_started_at = NULL
+        error_class = excluded.error_class, last_error = excluded.last_error, fingerprint = excluded.fingerprint,
+        failed_at = now(), next_attempt_at = excluded.next_attempt_at, workflow_started_at = NULL
 """)
 
 
@@ -314,14 +360,28 @@ async def fail(
     error_class: ErrorClass,
     error: str,
     delay_seconds: float | None,
+    *,
+    in_doubt: bool,
 ) -> None:
     """Take a message that failed for a reason of its own out of the way: RETRYING after the delay, FAILED without one.
 
     Its row blocks its lane. Raises StaleEpoch.
     """
-    failed = delay_seconds is None
-    await count_error(connection, message.shard, epoch, error_class, failed=failed)
-    await log_attempt(connection, endpoint_id, message.position, error_class, error)
+    await count_error(connection, message.shard, epoch, error_class, failed=delay_seconds is None)
+    await log_attempt(connection, endpoint_id, message, error_class, error, in_doubt=in_doubt)
+    await take_aside(connection, endpoint_id, message, message.attempts + 1, error_class, error, delay_seconds)
+
+
+async def take_aside(
+    connection: AsyncConnection,
+    endpoint_id: int,
+    message: Message,
+    attempts: int,
+    error_class: ErrorClass,
+    error: str,
+    delay_seconds: float | None,
+) -> None:
+    """Move a ready message to the failing ones, after so many attempts."""
     await connection.execute(
         _FAIL,
         {
@@ -329,10 +389,11 @@ async def fail(
             "endpoint_id": endpoint_id,
             "position": message.position,
             "event_type": message.event_type,
-            "status": "FAILED" if failed else "RETRYING",
-            "attempts": message.attempts + 1,
+            "status": "FAILED" if delay_seconds is None else "RETRYING",
+            "attempts": attempts,
             "error_class": error_class,
             "error": error,
+            "fingerprint": failure_fingerprint(message.event_type, endpoint_id, error_class, error),
             "delay_seconds": delay_seconds,
         },
     )

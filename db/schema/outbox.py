@@ -8,6 +8,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Double,
+    ForeignKey,
     Index,
     Integer,
     SmallInteger,
@@ -31,6 +32,7 @@ outbox_events = Table(
     Column("shard", SmallInteger, nullable=False),
     Column("data", JSONB, nullable=False),
     time("occurred_at", nullable=False),
+    # The event that went wrong, where this one was made by an admin to take its place for one endpoint.
     Column("fixes", UUID(as_uuid=False)),
 )
 
@@ -99,6 +101,12 @@ outbox_claims = Table(
     # Evidence for the question whose fault a failure is: something of this lane passed there at that time.
     Column("passed_lane", Text),
     time("passed_at"),
+    # After a relay died: at most so many are claimed at a time until all it may have been sending (up to that position)
+    # are through, so that one that kills its relay is found out without the others paying for it.
+    Column("narrowed_to", Integer),
+    Column("suspect_until", BigInteger),
+    # How often in a row a relay died while it was sending that one message alone.
+    Column("interruptions", Integer, nullable=False, server_default="0"),
 )
 
 outbox_parked = Table(
@@ -128,8 +136,15 @@ outbox_failures = Table(
     Column("attempts", Integer, nullable=False),
     Column("error_class", Text, nullable=False),
     Column("last_error", Text, nullable=False),
+    # What failed for the same reason as others: the groups that an admin sees.
+    Column("fingerprint", Text, nullable=False),
+    # Goes out instead of the event's own data, under the event's id: no attempt of it can have succeeded.
+    Column("fixed_data", JSONB),
     time("failed_at", default=True, nullable=False),
     time("next_attempt_at"),
+    # Set while a retry is being made: one that is still set when the next begins was interrupted.
+    time("attempt_began_at"),
+    # Set while the message holds one of the places that its shard has for failures' workflows.
     time("workflow_started_at"),
     CheckConstraint("status IN ('PENDING', 'RETRYING', 'FAILED', 'DELIVERED', 'IGNORED')", name="status"),
     Index(
@@ -143,8 +158,12 @@ outbox_failures = Table(
     Index(
         "outbox_failures_without_workflow",
         "shard",
+        "endpoint_id",
+        "position",
         postgresql_where=text("status = 'RETRYING' AND workflow_started_at IS NULL"),
     ),
+    Index("outbox_failures_with_workflow", "shard", postgresql_where=text("workflow_started_at IS NOT NULL")),
+    Index("outbox_failures_groups", "status", "fingerprint", "failed_at"),
 )
 
 outbox_attempts = Table(
@@ -154,12 +173,15 @@ outbox_attempts = Table(
     Column("attempt_id", BigInteger, primary_key=True, autoincrement=True),
     Column("endpoint_id", Integer, nullable=False),
     Column("position", BigInteger, nullable=False),
+    # The event that was sent: a fix may put another one in the message's place.
+    Column("event_position", BigInteger, nullable=False),
     time("at", default=True, nullable=False),
+    # 'failed' surely did not succeed; the others may have.
     Column("outcome", Text, nullable=False),
     Column("error_class", Text),
     Column("error", Text),
     Index("outbox_attempts_message", "position", "endpoint_id", "attempt_id"),
-    CheckConstraint("outcome IN ('failed', 'interrupted')", name="outcome"),
+    CheckConstraint("outcome IN ('failed', 'in_doubt', 'interrupted')", name="outcome"),
 )
 
 outbox_finished = Table(
@@ -189,4 +211,45 @@ notifications = Table(
     # Settled: the channel's server took it. While it is null, an attempt's fate may be unknown.
     time("sent_at"),
     Index("notifications_sent_again", "event_id", postgresql_where=text("sent_again > 0")),
+)
+
+outbox_replays = Table(
+    "outbox_replays",
+    metadata,
+    # A bulk operation on failed messages.
+    Column("operation_id", Text, primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("filter", JSONB, nullable=False),
+    Column("dry_run", Boolean, nullable=False),
+    Column("status", Text, nullable=False),
+    # How many messages it froze, how many of them it changed, and how many were no longer FAILED by then.
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("done", Integer, nullable=False, server_default="0"),
+    Column("skipped", Integer, nullable=False, server_default="0"),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    time("created_at", default=True, nullable=False),
+    time("finished_at"),
+    CheckConstraint("action IN ('replay', 'ignore')", name="action"),
+    CheckConstraint("status IN ('RUNNING', 'PAUSED', 'DONE', 'FAILED')", name="status"),
+    Index("outbox_replays_newest", text("created_at DESC"), text("operation_id DESC")),
+    Index("outbox_replays_running", "operation_id", postgresql_where=text("status = 'RUNNING'")),
+)
+
+outbox_replay_items = Table(
+    "outbox_replay_items",
+    metadata,
+    # The operation's messages, frozen when it was asked for.
+    Column("operation_id", Text, ForeignKey("outbox_replays.operation_id", ondelete="CASCADE"), primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("endpoint_id", Integer, primary_key=True, autoincrement=False),
+    Column("outcome", Text),
+    CheckConstraint("outcome IN ('done', 'skipped')", name="outcome"),
+    Index(
+        "outbox_replay_items_open",
+        "operation_id",
+        "position",
+        "endpoint_id",
+        postgresql_where=text("outcome IS NULL"),
+    ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from domain.outbox import shard_of
+from domain.outbox import SHARDS, shard_of
 from tests.houses import House
 from tests.receivers import Receiver
 from tests.waiting import eventually
@@ -92,3 +92,28 @@ async def decide(house: House, message_id: str, action: str) -> None:
     """An admin replays or ignores a message."""
     response = await house.call("POST", f"/api/admin/ops/outbox/failures/{message_id}/{action}", {"reason": "drill"})
     assert response.status_code == 200, response.text
+
+
+async def stage_failed(house: House, count: int, prefix: str = "sku", sink: str = "shop") -> set[str]:
+    """So many messages of a webhook that FAILED, each in a lane of its own; answers their events' ids."""
+    rows = await house.sql(
+        """
+        WITH logged AS (
+            INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
+            SELECT gen_random_uuid(), 'waybill.inventory.adjusted', :prefix || n, 'sku:' || :prefix || n, n % :shards,
+                jsonb_build_object('sku', :prefix || n), now()
+            FROM generate_series(1, :count) n RETURNING *
+        ), failed AS (
+            INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status,
+                attempts, error_class, last_error, fingerprint)
+            SELECT endpoint_id, position, position, shard, lane, event_type, 'FAILED', 3, 'event', 'HTTP 400', :prefix
+            FROM logged, outbox_endpoints WHERE name = :sink
+        )
+        SELECT CAST(event_id AS text) FROM logged
+        """,
+        prefix=prefix,
+        count=count,
+        sink=sink,
+        shards=SHARDS,
+    )
+    return {event_id for (event_id,) in rows}

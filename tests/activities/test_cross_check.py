@@ -245,12 +245,17 @@ async def test_an_operation_that_was_lost_goes_on(house: House) -> None:
     await house.sql("UPDATE products SET reserved = 3")
     await house.sql("INSERT INTO reconciliations (operation_id, dry_run, actor, reason) VALUES ('r', false, 'a', 'b')")
     await house.sql("INSERT INTO snapshots (snapshot_id) VALUES ('s')")
-    assert sorted((await cross_check(house))["operations_restarted"]) == ["r", "s"]
+    await house.sql("""
+        INSERT INTO outbox_replays (operation_id, action, filter, dry_run, status, actor, reason)
+        VALUES ('o', 'replay', '{}', false, 'RUNNING', 'a', 'b'), ('p', 'replay', '{}', false, 'PAUSED', 'a', 'b')""")
+    assert sorted((await cross_check(house))["operations_restarted"]) == ["o", "r", "s"]
 
     async def done() -> bool:
         reconciliation = await house.get("/api/admin/ops/inventory/reconcile/r")
         snapshots = (await house.get("/api/admin/ops/snapshots"))["items"]
-        return reconciliation["status"] == "DONE" and [each["status"] for each in snapshots] == ["DONE"]
+        replay = await house.get("/api/admin/ops/outbox/replays/o")
+        statuses = [reconciliation["status"], replay["status"], *(each["status"] for each in snapshots)]
+        return statuses == ["DONE"] * 3
 
     await eventually(done)
     await house.invariants_hold()

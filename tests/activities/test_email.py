@@ -10,6 +10,7 @@ from typing import Any
 import pytest_asyncio
 from temporalio.client import Client
 
+from db.retention import OLD_ROWS
 from tests.houses import House, open_house
 from tests.mailboxes import Mailbox
 from tests.receivers import Receiver
@@ -105,5 +106,5 @@ async def test_retention_runs_by_schedule_and_health_shows_its_last_run(house: H
         return health if health["succeeded"] else None
 
     health = await eventually(ran)
-    assert health["lastResult"] == dict.fromkeys(("assignment_rounds", "snapshots", "workers", "job_runs"), 0)
+    assert health["lastResult"] == dict.fromkeys(OLD_ROWS, 0)
     assert (health["lastError"], health["failed"]) == (None, 0)

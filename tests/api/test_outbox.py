@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.houses import House
+from tests.activities.lanes import stage_failed
+from tests.houses import TOKENS, House
 from tests.receivers import Receiver, verified
 from tests.waiting import eventually
 
@@ -151,3 +152,95 @@ async def test_a_message_that_never_failed_is_404(quiet_house: House, message: s
     answer = await quiet_house.call("POST", f"{FAILURES}/{message}/replay", {})
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert (await quiet_house.call("GET", "/api/admin/ops/outbox/events/nope")).status_code == 404
+
+
+async def test_a_payload_that_the_receiver_refused_is_fixed_under_its_id(house: House, receiver: Receiver) -> None:
+    receiver.answer = lambda event: 200 if "note" in event["data"] else 422
+    await house.webhook("shop", receiver.url)
+    await house.product("tea", 5)
+
+    async def failing() -> Any:
+        items = (await house.get(f"{FAILURES}?status=RETRYING"))["items"]
+        return items[0] if items else None
+
+    item = await eventually(failing)
+    payload = (await house.get(f"/api/admin/ops/outbox/events/{item['eventId']}"))["payload"]
+    body = {"payload": {**payload, "note": "by hand"}, "reason": "the shop wants a note"}
+    for _ in range(2):
+        answer = await house.call("POST", f"{FAILURES}/{item['messageId']}/fix", body)
+        assert answer.status_code == 200
+        assert (answer.json()["eventId"], answer.json()["fixes"]) == (item["eventId"], None)
+    await receiver.got("inventory.adjusted")
+    assert receiver.accepted[0].headers["webhook-id"] == item["eventId"]
+    assert receiver.accepted[0].event["data"] == body["payload"]
+    assert (await house.get(f"{FAILURES}?status=RETRYING"))["items"] == []
+
+    async def told() -> bool:
+        event = await house.get(f"/api/admin/ops/outbox/events/{item['eventId']}")
+        [message] = event["messages"]
+        assert (event["payload"], message["fixedPayload"], message["fixedBy"]) == (payload, body["payload"], None)
+        return bool(message["attempts"][-1]["outcome"] == "delivered")
+
+    await eventually(told)
+    late = {**body, "payload": payload}
+    assert (await house.call("POST", f"{FAILURES}/{item['messageId']}/fix", late)).status_code == 409
+
+
+async def test_a_payload_that_may_have_arrived_is_fixed_by_a_new_event(house: House, receiver: Receiver) -> None:
+    def answer(event: dict[str, Any]) -> int:
+        return 500 if event["subject"] == "bad" and "fixes" not in event else 200
+
+    receiver.answer = answer
+    await house.webhook("shop", receiver.url)
+    await house.product("good", 5)
+    await receiver.got("inventory.adjusted")
+    await house.product("bad", 5)
+
+    async def failing() -> Any:
+        items = (await house.get(f"{FAILURES}?status=RETRYING"))["items"]
+        return items[0] if items else None
+
+    item = await eventually(failing)
+    assert item["errorClass"] == "unknown"
+    fixed = (
+        await house.call(
+            "POST", f"{FAILURES}/{item['messageId']}/fix", {"payload": {"sku": "bad", "stock": 4}, "reason": "typo"}
+        )
+    ).json()
+    assert (fixed["status"], fixed["fixes"]) == ("PENDING", item["eventId"])
+    await receiver.got("inventory.adjusted", "inventory.adjusted")
+    event = receiver.accepted[1].event
+    assert receiver.accepted[1].headers["webhook-id"] == event["id"] == fixed["eventId"]
+    assert (event["fixes"], event["subject"], event["data"]) == (item["eventId"], "bad", {"sku": "bad", "stock": 4})
+    original = await house.get(f"/api/admin/ops/outbox/events/{item['eventId']}")
+    assert [each["fixedBy"] for each in original["messages"]] == [fixed["eventId"]]
+    new = await house.get(f"/api/admin/ops/outbox/events/{fixed['eventId']}")
+    assert (new["fixes"], new["payload"]) == (item["eventId"], {"sku": "bad", "stock": 4})
+
+
+async def test_a_fix_that_cannot_be_meant_is_422_and_changes_nothing(quiet_house: House) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/", enabled=False)
+    await stage_failed(quiet_house, 1)
+    [item] = (await quiet_house.get(FAILURES))["items"]
+    path = f"{FAILURES}/{item['messageId']}/fix"
+    bodies = [
+        '{"payload": {"sku": "another"}, "reason": "x"}',
+        '{"payload": {}, "reason": "x"}',
+        '{"payload": [], "reason": "x"}',
+        '{"payload": {"sku": "sku1"}}',
+        '{"payload": {"sku": "sku1"}, "reason": "x", "colour": "green"}',
+        '{"payload": {"sku": "sku1", "note": NaN}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "note": 1e999}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "note": 9999999999999999999999}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "note": ["a\\u0000b"]}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "\\ud800": 1}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "note": ' + "[" * 40 + "]" * 40 + '}, "reason": "x"}',
+        '{"payload": {"sku": "sku1", "note": "' + "x" * 70_000 + '"}, "reason": "x"}',
+    ]
+    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json"}
+    for body in bodies:
+        answer = await quiet_house.http.post(path, content=body, headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), body[:80]
+    assert [each["messageId"] for each in (await quiet_house.get(FAILURES))["items"]] == [item["messageId"]]
+    missing = await quiet_house.call("POST", f"{FAILURES}/1-1/fix", {"payload": {"sku": "x"}, "reason": "x"})
+    assert missing.status_code == 404

@@ -215,7 +215,15 @@ async def test_old_rounds_snapshots_workers_and_forgotten_jobs_go_and_the_rest_s
                 f"INSERT INTO job_runs (job, last_started_at) VALUES ('{job}', now() - interval '31 days')"
                 " ON CONFLICT DO NOTHING"
             )
-    assert await delete(shop) == {"assignment_rounds": 1, "snapshots": 1, "workers": 1, "job_runs": 1}
+    for operation_id, status, days in (("done", "DONE", 31), ("paused", "PAUSED", 31), ("new", "DONE", 29)):
+        await shop.sql(
+            "INSERT INTO outbox_replays (operation_id, action, filter, dry_run, status, actor, reason, created_at)"
+            f" VALUES ('{operation_id}', 'replay', '{{}}', false, '{status}', 'a', 'b', now() - interval '{days} days')"
+        )
+        await shop.sql(f"INSERT INTO outbox_replay_items VALUES ('{operation_id}', 1, 1)")
+    gone = {"assignment_rounds": 1, "snapshots": 1, "outbox_replays": 1, "workers": 1, "job_runs": 1}
+    assert await delete(shop) == gone
+    assert await shop.sql("SELECT operation_id FROM outbox_replay_items ORDER BY 1") == [("new",), ("paused",)]
     assert await delete(shop) == dict.fromkeys(OLD_ROWS, 0)
     assert await shop.sql("SELECT snapshot_id FROM snapshots") == [("s-1",)]
     assert {job for (job,) in await shop.sql("SELECT job FROM job_runs")} == {"sweep", "retention"}

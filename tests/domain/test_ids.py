@@ -91,6 +91,7 @@ def temporal_names(names: Names) -> list[str]:
         names.reconcile("r-1"),
         names.sweep("s-1"),
         names.snapshot("s-1"),
+        names.outbox_replay("r-1"),
         names.sweep_schedule,
     ]
 

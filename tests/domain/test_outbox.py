@@ -23,11 +23,13 @@ from domain.outbox import (
     blame_of_status,
     breaker_delay_seconds,
     cloud_event,
+    failure_fingerprint,
     inventory_event,
     message_id,
     new_webhook_secret,
     order_event,
     parse_message_id,
+    payload_problem,
     retry_delay_seconds,
     rfc3339,
     shard_of,
@@ -260,3 +262,83 @@ def test_a_new_secret_is_long_enough_and_new_every_time() -> None:
     assert len(made) == 100
     keys = [base64.b64decode(secret.removeprefix("whsec_"), validate=True) for secret in made]
     assert {len(key) for key in keys} == {24}
+
+
+# --- fixes
+
+
+def test_an_event_that_takes_anothers_place_says_so() -> None:
+    event = json.loads(cloud_event("e-2", "waybill.order.reserved", "o-1", NOON, {"orderId": "o-1"}, "e-1"))
+    assert (event["id"], event["fixes"]) == ("e-2", "e-1")
+    assert "fixes" not in json.loads(cloud_event("e-1", "waybill.order.reserved", "o-1", NOON, {}))
+
+
+ORDER = {"orderId": "o-1", "status": "CONFIRMED", "customerId": "c-1", "zone": "north", "lines": [{"sku": "tea"}]}
+DELIVERY = {"orderId": "o-1", "deliveryId": "d-1", "zone": "north", "status": "ASSIGNED", "courierId": "ada"}
+PRODUCT = {"sku": "tea", "stock": 3}
+
+
+@pytest.mark.parametrize(
+    ("original", "change", "told"),
+    [
+        (ORDER, {}, None),
+        (ORDER, {"customerId": "c-2", "lines": [], "note": "by hand"}, None),
+        (DELIVERY, {"courierId": None}, None),
+        (PRODUCT, {"stock": "none"}, None),
+        (ORDER, {"orderId": "o-2"}, "'orderId'"),
+        (ORDER, {"customerId": 7}, "'customerId'"),
+        (ORDER, {"lines": {}}, "'lines'"),
+        (DELIVERY, {"deliveryId": "d-2"}, "'deliveryId'"),
+        (PRODUCT, {"sku": "coffee"}, "'sku'"),
+        (PRODUCT, {"note": "x" * 70_000}, "larger than 64 KiB"),
+    ],
+    ids=str,
+)
+def test_a_payload_keeps_what_receivers_rely_on(
+    original: dict[str, object], change: dict[str, object], told: str | None
+) -> None:
+    problem = payload_problem(original, {**original, **change})
+    assert (problem is None) if told is None else (told in (problem or ""))
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_payload_that_lacks_what_order_events_always_carry_is_refused(name: str) -> None:
+    assert payload_problem(ORDER, {key: value for key, value in ORDER.items() if key != name})
+
+
+# --- groups
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("HTTP 400: order 17 is unknown", "HTTP 400: order 4711 is unknown", True),
+        (
+            f"HTTP 400: {'0' * 8}-aaaa-bbbb-cccc-{'d' * 12} no",
+            f"HTTP 400: {'1' * 8}-abcd-efab-cdef-{'a' * 12} no",
+            True,
+        ),
+        ("HTTP 422: {'zone': 'north'}", "HTTP 422: {'zone': 'south pole'}", True),
+        ('HTTP 422: {"zone":"north"}', 'HTTP 422: {"zone":"sou', True),
+        ("HTTP 422: can't find 'a'", "HTTP 422: can't find 'b'", True),
+        ("HTTP 400: o-5c47a2 no", "HTTP 400: o-91bb00 no", True),
+        ("HTTP 400: no", "HTTP 422: no", False),
+        ("HTTP 400: no zone", "HTTP 400: no lines", False),
+        ("", "ServerDisconnectedError: Server disconnected", False),
+    ],
+)
+def test_failures_are_alike_whatever_ids_and_values_their_errors_name(one: str, other: str, same: bool) -> None:
+    def fingerprint(error: str) -> str:
+        return failure_fingerprint("waybill.order.reserved", 1, ErrorClass.EVENT, error)
+
+    assert (fingerprint(one) == fingerprint(other)) is same
+
+
+def test_failures_of_another_type_endpoint_or_class_are_not_alike() -> None:
+    kinds = [
+        ("waybill.order.reserved", 1, ErrorClass.EVENT),
+        ("waybill.order.confirmed", 1, ErrorClass.EVENT),
+        ("waybill.order.reserved", 11, ErrorClass.EVENT),
+        ("waybill.order.reserved", 1, ErrorClass.UNKNOWN),
+    ]
+    assert len({failure_fingerprint(*kind, "HTTP 400") for kind in kinds}) == 4

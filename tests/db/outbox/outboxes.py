@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from db.outbox import endpoints, failures, relay
+from db.outbox import decisions, endpoints, relay
 from db.outbox.relay import Claimed, Delivered
 from db.outbox.write import write_events
 from domain.outbox import ErrorClass, EventType, Message, MessageStatus, order_event, shard_of
@@ -79,11 +79,20 @@ class Outbox:
         *,
         error_class: ErrorClass = ErrorClass.EVENT,
         delay_seconds: float | None = 0.0,
+        error: str = "HTTP 400 'no'",
+        in_doubt: bool = False,
     ) -> None:
         """It failed for a reason of its own: RETRYING, or FAILED without a delay."""
         await self.shop.database.transact(
             lambda c: relay.fail(
-                c, self.endpoint_id, epoch, claimed.message, error_class, "HTTP 400 'no'", delay_seconds
+                c,
+                self.endpoint_id,
+                epoch,
+                claimed.message,
+                error_class,
+                error,
+                delay_seconds,
+                in_doubt=in_doubt,
             )
         )
 
@@ -94,13 +103,13 @@ class Outbox:
     async def replay(self, position: int) -> MessageStatus:
         """An admin has it sent again."""
         return await self.shop.database.transact(
-            lambda c: failures.replay(c, position, self.endpoint_id, actor="admin", reason="mended")
+            lambda c: decisions.replay(c, position, self.endpoint_id, actor="admin", reason="mended")
         )
 
     async def ignore(self, position: int) -> MessageStatus:
         """An admin gives it up."""
         return await self.shop.database.transact(
-            lambda c: failures.ignore(c, position, self.endpoint_id, actor="admin", reason="useless")
+            lambda c: decisions.ignore(c, position, self.endpoint_id, actor="admin", reason="useless")
         )
 
     async def blocked(self, order_id: str, *types: str) -> tuple[int, list[int], list[int]]:

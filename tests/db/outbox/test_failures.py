@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from db.outbox import failures
-from db.outbox.failures import MessageMissing, MessageSettled, Retry
+from db.outbox import failures, retries
+from db.outbox.decisions import MessageMissing, MessageSettled
+from db.outbox.retries import Retry
 from domain.ids import new_id
-from domain.outbox import ErrorClass, MessageStatus
+from domain.outbox import FAILURE_WORKFLOWS, SHARDS, ErrorClass, MessageStatus
 from tests.db.outbox.outboxes import LANES, SHARD, A, B, Outbox
 
 STORY = ("order.reserved", "order.confirmed", "delivery.requested")
@@ -26,7 +27,7 @@ async def failing(outbox: Outbox, order_id: str = A, *, delay_seconds: float | N
 
 async def begin(outbox: Outbox, position: int) -> Retry | None:
     return await outbox.shop.database.transact(
-        lambda connection: failures.begin_retry(connection, position, outbox.endpoint_id)
+        lambda connection: retries.begin_retry(connection, position, outbox.endpoint_id)
     )
 
 
@@ -39,10 +40,10 @@ async def end(
     assert message is not None
     assert endpoint is not None
     if error_class is None:
-        await outbox.shop.database.transact(lambda c: failures.retry_delivered(c, message, endpoint))
+        await outbox.shop.database.transact(lambda c: retries.retry_delivered(c, message, endpoint))
     else:
         await outbox.shop.database.transact(
-            lambda c: failures.retry_failed(c, message, endpoint, error_class, "no", delay_seconds)
+            lambda c: retries.retry_failed(c, message, endpoint, error_class, "no", delay_seconds, in_doubt=False)
         )
 
 
@@ -108,13 +109,24 @@ async def test_a_retry_that_passes_delivers_the_message_and_frees_its_lane_in_or
 
 
 @pytest.mark.parametrize("stopped", ["enabled = false", "open_until = now() + interval '1 hour'"])
-async def test_no_attempt_is_made_or_counted_while_the_endpoint_is_stopped(outbox: Outbox, stopped: str) -> None:
+async def test_while_its_endpoint_is_stopped_a_message_is_not_tried_and_leaves_its_place_to_others(
+    outbox: Outbox, stopped: str
+) -> None:
     position = await failing(outbox)
+    await outbox.shop.sql("UPDATE outbox_failures SET workflow_started_at = now()")
     await outbox.shop.sql(f"UPDATE outbox_endpoints SET {stopped} WHERE name = 'shop'")
     retry = await begin(outbox, position)
     assert retry is not None
-    assert (retry.message, retry.status, retry.attempts) == (None, "RETRYING", 1)
-    assert retry.wait_seconds > 0
+    assert (retry.message, retry.status, retry.attempts, retry.place_given_back) == (None, "RETRYING", 1, True)
+
+    async def waiting() -> list[int]:
+        async with outbox.shop.database.read() as connection:
+            return [each.position for each in await retries.without_workflow(connection, SHARD, 10)]
+
+    assert await outbox.shop.value("SELECT workflow_started_at FROM outbox_failures") is None
+    assert await waiting() == []
+    await outbox.shop.sql("UPDATE outbox_endpoints SET enabled = true, open_until = NULL")
+    assert await waiting() == [position]
 
 
 @pytest.mark.parametrize("late", [None, ErrorClass.EVENT])
@@ -150,13 +162,62 @@ async def test_a_failing_message_waits_for_its_workflow_until_it_is_started(outb
     position = await failing(outbox)
     await failing(outbox, B, delay_seconds=None)
     async with outbox.shop.database.read() as connection:
-        (waiting,) = await failures.without_workflow(connection, SHARD, 10)
-        assert await failures.without_workflow(connection, (SHARD + 1) % 4, 10) == []
+        (waiting,) = await retries.without_workflow(connection, SHARD, 10)
+        assert await retries.without_workflow(connection, (SHARD + 1) % 4, 10) == []
     assert waiting.message_id == f"{position}-{outbox.endpoint_id}"
     assert (waiting.event_type, waiting.error_class) == ("waybill.order.reserved", "event")
-    await outbox.shop.database.transact(lambda connection: failures.mark_workflow_started(connection, waiting))
+    await outbox.shop.database.transact(lambda connection: retries.mark_workflow_started(connection, waiting))
     async with outbox.shop.database.read() as connection:
-        assert await failures.without_workflow(connection, SHARD, 10) == []
+        assert await retries.without_workflow(connection, SHARD, 10) == []
+
+
+async def test_a_shard_starts_no_more_workflows_than_it_has_places(outbox: Outbox) -> None:
+    places = FAILURE_WORKFLOWS // SHARDS
+    await outbox.shop.sql(
+        """
+        INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
+            error_class, last_error, fingerprint)
+        SELECT :endpoint, n, n, :shard, 'order:' || n, 'waybill.order.reserved', 'RETRYING', 1, 'event', 'no', 'f'
+        FROM generate_series(1, :count) n
+        """,
+        endpoint=outbox.endpoint_id,
+        shard=SHARD,
+        count=places + 10,
+    )
+
+    async def start() -> list[int]:
+        async with outbox.shop.database.read() as connection:
+            waiting = await retries.without_workflow(connection, SHARD, 1000)
+        for failing in waiting:
+            await outbox.shop.database.transact(lambda c, f=failing: retries.mark_workflow_started(c, f))  # type: ignore[misc]
+        return [failing.position for failing in waiting]
+
+    assert await start() == list(range(1, places + 1))
+    assert await start() == []
+    # One was decided by an admin: its workflow still sleeps, and gives its place back only when it has seen that.
+    await outbox.shop.sql("UPDATE outbox_failures SET status = 'IGNORED' WHERE position = 1")
+    assert await start() == []
+    assert await begin(outbox, 1) is not None
+    assert await start() == [places + 1]
+    lost = "UPDATE outbox_failures SET workflow_started_at = now() - interval '1 hour' WHERE position = 2"
+    await outbox.shop.sql(lost)
+    assert await start() == [2], "its place is its own"
+
+
+@pytest.mark.parametrize(("attempts", "status"), [(6, "RETRYING"), (7, "FAILED")])
+async def test_tries_that_kill_their_worker_come_to_an_end_too(outbox: Outbox, attempts: int, status: str) -> None:
+    position = await failing(outbox)
+    await outbox.shop.sql("UPDATE outbox_failures SET attempts = :n, workflow_started_at = now()", n=attempts)
+    await begin(outbox, position)
+    after = await begin(outbox, position)  # the first one's worker died
+    assert after is not None
+    assert (after.status, after.message is None) == (status, status == "FAILED")
+    told = await outbox.shop.sql("SELECT outcome FROM outbox_attempts ORDER BY attempt_id")
+    assert told == [("failed",), ("interrupted",)]
+    if status == "FAILED":
+        assert await state(outbox) == ("FAILED", 8, "unknown")
+        assert await outbox.shop.value("SELECT sum(failed_transitions) FROM outbox_shards") == 1
+        assert await outbox.shop.value("SELECT workflow_started_at FROM outbox_failures") is None
 
 
 # --- what an admin does
@@ -264,6 +325,34 @@ async def test_failures_are_found_by_type_class_and_sink(
     async with outbox.shop.database.read() as connection:
         rows = await failures.list_failures(connection, MessageStatus.FAILED, filters, None, 10)
     assert sorted(row.subject for row in rows) == sorted(found)
+
+
+async def test_failures_of_one_kind_are_one_group_and_its_newest_speaks_for_it(outbox: Outbox) -> None:
+    epoch = await outbox.take()
+    for number, order_id in enumerate(LANES[:5]):
+        await outbox.happen(order_id, "order.reserved")
+        (claimed,) = await outbox.claim(epoch)
+        error = f"HTTP 400: no order {number}" if number < 3 else "HTTP 400: no zone"
+        await outbox.fail(epoch, claimed, delay_seconds=None if number < 4 else 9.0, error=error)
+    positions = [row[0] for row in await outbox.shop.sql("SELECT position FROM outbox_failures ORDER BY position")]
+
+    async def groups(status: MessageStatus) -> list[tuple[str, int, int]]:
+        told = []
+        after = None
+        async with outbox.shop.database.read() as connection:
+            while page := await failures.list_groups(connection, status, after, 1):
+                (row,) = page
+                assert row.first_failed_at <= row.last_failed_at
+                assert (row.sink, row.event_type, row.error_class) == ("shop", "waybill.order.reserved", "event")
+                told.append((row.last_error, row.total, row.position))
+                after = row.last_failed_at, row.fingerprint
+        return told
+
+    assert await groups(MessageStatus.FAILED) == [
+        ("HTTP 400: no zone", 1, positions[3]),
+        ("HTTP 400: no order 2", 3, positions[2]),
+    ]
+    assert await groups(MessageStatus.RETRYING) == [("HTTP 400: no zone", 1, positions[4])]
 
 
 async def test_an_event_tells_where_each_of_its_messages_is(outbox: Outbox) -> None:

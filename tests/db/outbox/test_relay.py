@@ -10,11 +10,11 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
-from db.outbox import relay
+from db.outbox import relay, retries
 from db.outbox.relay import Claimed, Delivered, StaleEpoch
 from db.outbox.write import write_events
 from domain.outbox import ErrorClass, EventType, order_event
-from tests.db.outbox.outboxes import SHARD, A, B, C, Outbox
+from tests.db.outbox.outboxes import LANES, SHARD, A, B, C, Outbox
 
 
 def positions_of(claimed: list[Claimed]) -> list[int]:
@@ -115,6 +115,49 @@ async def test_what_nobody_saw_the_end_of_is_logged_as_interrupted(outbox: Outbo
     assert await outbox.places([done, open_, unclaimed]) == ["DELIVERED", "ready", "ready"]
     await outbox.take("worker-3")
     assert await outbox.shop.value("SELECT count(*) FROM outbox_attempts") == 1
+
+
+async def die(outbox: Outbox) -> list[int]:
+    """A relay claims what it may, and dies while it sends; answers what it had claimed."""
+    epoch = await outbox.take()
+    await outbox.shop.database.transact(lambda connection: retries.fail_suspects(connection, SHARD, epoch))
+    return positions_of(await outbox.claim(epoch))
+
+
+async def test_a_message_that_kills_relay_after_relay_is_found_out_and_the_others_are_not_blamed(
+    outbox: Outbox,
+) -> None:
+    positions = [(await outbox.happen(order_id, *("order.reserved",) * 5))[0] for order_id in LANES]
+    sizes = [len(await die(outbox)) for _ in range(6)]
+    assert sizes == [30, 3, 1, 1, 1, 29]  # ever fewer at a time, until one is left alone
+    assert await outbox.places(positions[:2]) == ["RETRYING", "ready"]
+    assert await outbox.shop.sql("SELECT position, attempts, error_class FROM outbox_failures") == [
+        (positions[0], 3, "unknown")
+    ]
+    assert await outbox.shop.value("SELECT sum(errors_unknown) FROM outbox_shards") == 1
+    await outbox.replay(positions[0])
+    await die(outbox)
+    assert await outbox.places(positions[:1]) == ["ready"], "sent again, it is suspected anew"
+
+
+async def test_after_a_relay_died_what_it_was_sending_goes_in_small_batches_and_then_all_is_as_before(
+    outbox: Outbox,
+) -> None:
+    for order_id in LANES:
+        await outbox.happen(order_id, "order.reserved")
+    assert len(await die(outbox)) == len(LANES)
+    (late,) = await outbox.happen("o-late", "order.reserved")
+    await outbox.shop.sql("UPDATE outbox_messages SET shard = :shard", shard=SHARD)
+    epoch = await outbox.take()
+    for _ in LANES:
+        (claimed,) = await outbox.claim(epoch)
+        assert await outbox.claim(epoch, in_flight=[claimed.message.position]) == []
+        await outbox.settle(epoch, [claimed])
+    assert positions_of(await outbox.claim(epoch)) == [late]
+    assert await outbox.shop.value("SELECT narrowed_to FROM outbox_claims") == 1
+    await outbox.shop.database.transact(lambda c: relay.drop_claim(c, SHARD, outbox.endpoint_id, epoch))
+    assert await outbox.shop.value("SELECT narrowed_to FROM outbox_claims") is None
+    assert await outbox.shop.value("SELECT count(*) FROM outbox_failures") == 0
 
 
 # --- presence means pending
