@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo psql receiver test soak check lock clean
+.PHONY: help up demo psql receiver test soak bench check lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservatio
 	@.venv/bin/python -m soak.plans
 	@.venv/bin/python -m soak.inventory $(ARGS)
 	@.venv/bin/python -m soak.email $(ARGS)
+
+bench: .venv/bench.stamp ## Measure the outbox beside its raw limit and other libraries, in minutes (ARGS=--quick for one)
+	@exec .venv/bin/python -m bench.outbox $(ARGS)
 
 check: .venv/dev.stamp ## Check format, lint, types and import rules
 	.venv/bin/ruff format --check .
@@ -67,6 +70,11 @@ endef
 # Everything of run.txt is in dev.txt as well.
 .venv/dev.stamp: requirements/dev.txt
 	$(call install,requirements/dev.txt)
+	@touch .venv/run.stamp $@
+
+# The same of bench.txt, and where dev.txt names the same package, it is the same version.
+.venv/bench.stamp: requirements/bench.txt
+	$(call install,requirements/bench.txt)
 	@touch .venv/run.stamp $@
 
 .venv/demo.stamp: requirements/demo.txt .venv/run.stamp

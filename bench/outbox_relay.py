@@ -1,0 +1,177 @@
+"""The relays of all shards at work in this process: the activity that a worker runs, without Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities.outbox import OutboxActivities
+from bench.outbox_server import opened
+from db.engine import Database
+from domain.ids import Names
+from domain.outbox import SHARDS, Endpoint, Message, SinkKind
+from sinks import Sink
+
+_POLL_SECONDS = 0.005
+_TOO_LONG_SECONDS = 600.0
+
+
+class WatchedSink:
+    """Counts what passes to another sink, or to none, and sees whether each lane's messages come in order."""
+
+    def __init__(self, inner: Sink | None = None) -> None:
+        self._inner = inner
+        self.count = 0
+        self.peak = 0
+        """Most messages being sent at one moment."""
+        self._sending = 0
+        self._last: dict[str, int] = {}
+        self.out_of_order = 0
+        self._expected = 0
+        self._all = asyncio.Event()
+
+    async def send(self, endpoint: Endpoint, message: Message) -> None:
+        """Deliver one message."""
+        lane = message.lane
+        # While a message is being sent its lane's place is taken: negative.
+        last = self._last.get(lane, 0)
+        if not 0 <= last < message.position:
+            self.out_of_order += 1
+        if self._inner is not None:
+            self._last[lane] = -1
+            self._sending += 1
+            self.peak = max(self.peak, self._sending)
+            await self._inner.send(endpoint, message)
+            self._sending -= 1
+        self._last[lane] = message.position
+        self.count += 1
+        if self.count == self._expected:
+            self._all.set()
+
+    async def passed(self, count: int) -> None:
+        """Wait until so many messages have passed."""
+        self._expected = count
+        if self.count < count:
+            await self._all.wait()
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What it took to carry everything that waited."""
+
+    count: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.count / self.seconds
+
+
+class Relays:
+    """The running relays."""
+
+    def __init__(self, tasks: list[asyncio.Task[None]]) -> None:
+        self._tasks = tasks
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since they began."""
+        return time.perf_counter() - self._began
+
+    async def until(self, awaitable: Awaitable[None]) -> None:
+        """Wait for something that the relays bring about; raise what a relay raises meanwhile."""
+        waiting = asyncio.ensure_future(awaitable)
+        try:
+            async with asyncio.timeout(_TOO_LONG_SECONDS):
+                await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+                    raise AssertionError("a relay ended by itself")
+            await waiting
+        finally:
+            waiting.cancel()
+
+    async def ended(self) -> None:
+        """Wait until they have drained. Raises what a relay raised, other than to say that it gives its shard back."""
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, ApplicationError):
+                raise outcome
+
+
+@asynccontextmanager
+async def relays(database: Database, sink: Sink) -> AsyncIterator[Relays]:
+    """Run the relays of all shards until the block ends, then drain them as a worker does that shuts down."""
+    client = await Client.connect("127.0.0.1:1", lazy=True)  # used for failing messages only: never connected
+    sinks = {SinkKind.WEBHOOK: sink, SinkKind.WORKFLOW: sink}
+    outbox = OutboxActivities(database, client, Names("bench"), sinks, worker_id="bench")
+    await _warm(database)
+    environments = [ActivityEnvironment() for _ in range(SHARDS)]
+    running = Relays(
+        [asyncio.create_task(environment.run(outbox.relay, shard)) for shard, environment in enumerate(environments)]
+    )
+    try:
+        yield running
+    finally:
+        for environment in environments:
+            environment.worker_shutdown()
+        await running.ended()
+
+
+async def _warm(database: Database) -> None:
+    """Open the connections that the relays will want: a worker has them when events come."""
+    async with AsyncExitStack() as stack:
+        for _ in range(3 * SHARDS):
+            await stack.enter_async_context(database.read())
+
+
+async def drain(url: str, sink: WatchedSink, count: int, *, look_at: str | None = None) -> Drained:
+    """Carry what waits in the database, to the last settled row; the clock starts with the relays.
+
+    `look_at`: where to look whether all is settled, if not by the same way.
+    """
+    async with opened(url) as database, _look(look_at or url) as connection:
+        async with relays(database, sink) as running:
+            await running.until(sink.passed(count))
+            await running.until(_settled(connection, count))
+            seconds = running.seconds
+        finished = await connection.fetchval("SELECT count(*) FROM outbox_finished WHERE status = 'DELIVERED'")
+    assert (sink.count, finished, sink.out_of_order) == (count, count, 0), "each event once, each lane in order"
+    return Drained(count, seconds)
+
+
+async def _settled(connection: asyncpg.Connection, count: int) -> None:
+    while await connection.fetchval("SELECT sum(dispatched) FROM outbox_shards") < count:  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+@asynccontextmanager
+async def _look(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def settled_batches(url: str) -> dict[int, list[int]]:
+    """How many messages each transaction settled, shard by shard, in the order in which it happened."""
+    async with _look(url) as connection:
+        rows = await connection.fetch("""
+            SELECT e.shard, count(*) AS size FROM outbox_finished f JOIN outbox_events e USING (position)
+            GROUP BY e.shard, f.finished_at ORDER BY f.finished_at
+        """)
+    batches: dict[int, list[int]] = {}
+    for row in rows:
+        batches.setdefault(row["shard"], []).append(row["size"])
+    return batches
