@@ -23,7 +23,7 @@ from bench.outbox_counts import Cost, cost_of_an_event
 from bench.outbox_http import Latency, latency_at_rest, post_bare
 from bench.outbox_processes import Helper, helper
 from bench.outbox_raw import drain_raw
-from bench.outbox_relay import WatchedSink, drain, settled_batches
+from bench.outbox_relay import Drained, WatchedSink, drain, settled_batches
 from bench.outbox_report import Report
 from bench.outbox_server import ENDPOINT, LANES, Server, make_webhook, throw_away_postgres, write
 from db.engine import Database
@@ -63,6 +63,8 @@ class Bench:
     sizes: Sizes
     parts: Sequence[str]
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """Microseconds an event, of this process and of PostgreSQL: steadier than a rate where others use the machine."""
     cost: Cost | None = None
     latency: Latency | None = None
     _batches: Mapping[int, Sequence[int]] = field(default_factory=dict)
@@ -125,15 +127,12 @@ class Bench:
 
     async def _relay(self) -> None:
         async with self.server.copy("waiting") as url:
-            drained = await drain(url, WatchedSink(), self.sizes.events)
+            await self._metered("relay", drain(url, WatchedSink(), self.sizes.events))
             self._batches = await settled_batches(url)
-        self.rates["relay"].append(drained.rate)
 
     async def _raw(self) -> None:
         async with self.server.copy("waiting") as url:
-            drained = await drain_raw(url, self._batches, ENDPOINT)
-        assert drained.count == self.sizes.events
-        self.rates["raw"].append(drained.rate)
+            await self._metered("raw", drain_raw(url, self._batches, ENDPOINT))
 
     # The rivals are imported where they are measured: only `make bench` installs them.
 
@@ -156,17 +155,17 @@ class Bench:
         sink = WatchedSink(inner)
         try:
             async with self.server.copy("waiting-http") as url:
-                drained = await drain(url, sink, self.sizes.http_events)
+                await self._metered("relay http", drain(url, sink, self.sizes.http_events))
                 self._sends = sink.peak, await self._received(self.sizes.http_events)
         finally:
             await inner.close()
-        self.rates["relay http"].append(drained.rate)
 
     async def _bare_http(self) -> None:
         sends, connections = self._sends
-        drained = await post_bare(self._url, self.sizes.http_events, sends=sends, connections=connections)
+        await self._metered(
+            "bare http", post_bare(self._url, self.sizes.http_events, sends=sends, connections=connections)
+        )
         await self._received(self.sizes.http_events)
-        self.rates["bare http"].append(drained.rate)
 
     async def _faststream_http(self) -> None:
         from bench.outbox_rivals import faststream_http
@@ -208,7 +207,14 @@ class Bench:
 
     async def _beside(self, name: str, template: str) -> None:
         async with self.server.copy(template) as url:
-            self.rates[name].append((await drain(url, WatchedSink(), self.sizes.beside_events)).rate)
+            await self._metered(name, drain(url, WatchedSink(), self.sizes.beside_events))
+
+    async def _metered(self, name: str, work: Awaitable[Drained]) -> None:
+        here, there = time.process_time(), self.server.cpu_seconds()
+        drained = await work
+        here, there = time.process_time() - here, self.server.cpu_seconds() - there
+        self.rates[name].append(drained.rate)
+        self.cpu[name].append((1e6 * here / drained.count, 1e6 * there / drained.count))
 
 
 async def _nothing() -> None:
@@ -222,16 +228,16 @@ def say(what: str) -> None:
 
 def report(bench: Bench) -> Report:
     """The figures and their targets."""
-    rates, table = bench.rates, Report()
+    rates, cpu, table = bench.rates, bench.cpu, Report()
     relay, http = rates["relay"], rates["relay http"]
-    table.rate("relay to a sink that does nothing", relay)
-    table.rate("raw limit: the same batches, bare asyncpg", rates["raw"])
+    table.rate("relay to a sink that does nothing", relay, cpu["relay"])
+    table.rate("raw limit: the same batches, bare asyncpg", rates["raw"], cpu["raw"])
     table.rate("faststream-outbox, no-op handler", rates["faststream"])
     table.rate("procrastinate, no-op task", rates["procrastinate"])
     table.ratio("relay / raw limit", relay, rates["raw"], 0.40)
     table.ratio("relay / faststream-outbox", relay, rates["faststream"], 8.0)
-    table.rate("relay over HTTP, each lane in order", http)
-    table.rate("bare aiohttp, signed beforehand, no database", rates["bare http"])
+    table.rate("relay over HTTP, each lane in order", http, cpu["relay http"])
+    table.rate("bare aiohttp, signed beforehand, no database", rates["bare http"], cpu["bare http"])
     table.rate("faststream-outbox over HTTP, in no order", rates["faststream http"])
     table.ratio("relay / bare aiohttp", http, rates["bare http"], 0.8)
     table.ratio("relay / faststream-outbox over HTTP", http, rates["faststream http"], 1.5)
@@ -245,8 +251,8 @@ def report(bench: Bench) -> Report:
         table.at_most("at rest, commit to receiver, p50", bench.latency.percentile(50), 8, " ms")
         table.at_most("at rest, commit to receiver, p99", bench.latency.percentile(99), 30, " ms")
     waiting = f"{bench.sizes.waiting:,} waiting at an open breaker"
-    table.rate(f"other endpoint with {waiting}", rates["with waiting"])
-    table.rate("other endpoint without them", rates["without waiting"])
+    table.rate(f"other endpoint with {waiting}", rates["with waiting"], cpu["with waiting"])
+    table.rate("other endpoint without them", rates["without waiting"], cpu["without waiting"])
     table.ratio("with / without them", rates["with waiting"], rates["without waiting"], 0.9)
     return table
 

@@ -26,11 +26,15 @@ class Report:
 
     rows: list[Row] = field(default_factory=list)
 
-    def rate(self, what: str, rates: Sequence[float]) -> None:
-        """A median rate, with the lowest and the highest."""
-        if rates:
-            span = f"  ({min(rates):,.0f} to {max(rates):,.0f})" if len(rates) > 1 else ""
-            self.rows.append(Row(what, f"{statistics.median(rates):,.0f}/s{span}"))
+    def rate(self, what: str, rates: Sequence[float], cpu: Sequence[tuple[float, float]] = ()) -> None:
+        """A median rate, with the lowest and the highest; and the median CPU microseconds an event, where known."""
+        if not rates:
+            return
+        span = f"  ({min(rates):,.0f} to {max(rates):,.0f})" if len(rates) > 1 else ""
+        self.rows.append(Row(what, f"{statistics.median(rates):,.0f}/s{span}"))
+        if cpu:
+            here, server = (statistics.median(each) for each in zip(*cpu, strict=True))
+            self.rows.append(Row("  CPU an event: this process, PostgreSQL", f"{here:.1f} µs, {server:.1f} µs"))
 
     def ratio(self, what: str, above: Sequence[float], below: Sequence[float], at_least: float) -> None:
         """The median of the pairs' ratios, which is to be at least so much."""
@@ -55,4 +59,4 @@ class Report:
         table.add_column("met")
         for row in self.rows:
             table.add_row(row.what, row.figure, row.target, "" if row.met is None else "yes" if row.met else "NO")
-        Console(width=110).print(table)
+        Console(width=125).print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import asyncpg
+import psutil
 
 from db.engine import Database, create_engine
 from db.migrations import migrate
@@ -67,6 +69,15 @@ class Server:
             yield self._postgres.url(name)
         finally:
             await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def cpu_seconds(self) -> float:
+        """What the server's processes have used so far, those included that have ended."""
+        main = psutil.Process(self._postgres.process.pid)
+        used = sum(main.cpu_times()[:4])
+        for child in main.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used += sum(child.cpu_times()[:2])
+        return used
 
     async def _execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self._postgres.url("postgres", role=SUPERUSER))
