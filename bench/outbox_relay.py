@@ -113,9 +113,9 @@ class Relays:
 async def relays(database: Database, sink: Sink) -> AsyncIterator[Relays]:
     """Run the relays of all shards until the block ends, then drain them as a worker does that shuts down."""
     client = await Client.connect("127.0.0.1:1", lazy=True)  # used for failing messages only: never connected
-    sinks = {SinkKind.WEBHOOK: sink, SinkKind.WORKFLOW: sink}
-    outbox = OutboxActivities(database, client, Names("bench"), sinks, worker_id="bench")
+    outbox = OutboxActivities(database, client, Names("bench"), {SinkKind.WEBHOOK: sink}, worker_id="bench")
     await _warm(database)
+    listening = asyncio.create_task(outbox.listen())
     environments = [ActivityEnvironment() for _ in range(SHARDS)]
     running = Relays(
         [asyncio.create_task(environment.run(outbox.relay, shard)) for shard, environment in enumerate(environments)]
@@ -126,6 +126,8 @@ async def relays(database: Database, sink: Sink) -> AsyncIterator[Relays]:
         for environment in environments:
             environment.worker_shutdown()
         await running.ended()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
 
 
 async def _warm(database: Database) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import psutil
 
 from db.engine import Database, create_engine
 from db.migrations import migrate
-from db.outbox.endpoints import put_webhook
+from db.outbox.endpoints import WebhookWish, put_webhook
 from db.outbox.write import write_events
 from domain.outbox import Event, EventType, new_webhook_secret, order_event
 from local.ports import free_port
@@ -99,22 +99,12 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 
 async def make_webhook(
-    database: Database, url: str, event_types: list[EventType] | None = None, *, name: str = ENDPOINT
+    database: Database, url: str, event_types: Sequence[EventType] | None = None, *, name: str = ENDPOINT
 ) -> None:
     """Make a webhook as an admin would."""
+    wish = WebhookWish(url, list(event_types) if event_types is not None else None)
     secret = new_webhook_secret()
-    await database.transact(
-        partial(
-            put_webhook,
-            name=name,
-            url=url,
-            event_types=event_types,
-            enabled=True,
-            secret=secret,
-            actor="bench",
-            reason=None,
-        )
-    )
+    await database.transact(partial(put_webhook, name=name, wish=wish, secret=secret, actor="bench", reason=None))
 
 
 def event(number: int, event_type: EventType = EventType.ORDER_CONFIRMED) -> Event:
