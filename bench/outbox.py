@@ -13,7 +13,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -28,6 +27,7 @@ from bench.outbox_report import Report
 from bench.outbox_server import ENDPOINT, LANES, Server, make_webhook, throw_away_postgres, write
 from db.engine import Database
 from domain.outbox import EventType
+from local.postgres import EmbeddedPostgres
 from sinks.webhook import WebhookSink
 
 PARTS = ("limit", "http", "rivals", "cost", "rest", "broken")
@@ -257,14 +257,12 @@ def report(bench: Bench) -> Report:
     return table
 
 
-async def measure(sizes: Sizes, parts: Sequence[str]) -> Bench:
-    """Run on servers of its own."""
-    async with AsyncExitStack() as stack:
-        postgres = stack.enter_context(throw_away_postgres())
-        receiver = await stack.enter_async_context(helper("bench.outbox_receiver"))
+async def measure(postgres: EmbeddedPostgres, sizes: Sizes, parts: Sequence[str]) -> Bench:
+    """Run on this server, which is to be thrown away afterwards."""
+    async with helper("bench.outbox_receiver") as receiver:
         bench = Bench(Server(postgres), receiver, sizes, parts)
         await bench.run()
-        return bench
+    return bench
 
 
 def main() -> None:
@@ -280,7 +278,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     began = time.perf_counter()
-    bench = asyncio.run(measure(sizes, asked.only or PARTS))
+    with throw_away_postgres() as postgres:
+        bench = asyncio.run(measure(postgres, sizes, asked.only or PARTS))
     seconds = time.perf_counter() - began
     report(bench).print(
         f"Outbox: medians of {sizes.pairs} pairs, {sizes.events:,} events in {LANES} lanes, "

@@ -14,8 +14,11 @@ from local.postgres import EmbeddedPostgres
 SLICE = replace(QUICK, pairs=2, events=3_000, http_events=400, rest_events=10, waiting=2_000, beside_events=1_000)
 
 
-async def test_the_benchmark_carries_every_event_once_and_in_order_and_shows_each_figure() -> None:
-    bench = await measure(SLICE, [part for part in PARTS if part != "rivals"])  # they are not installed for tests
+async def test_the_benchmark_carries_every_event_once_and_in_order_and_shows_each_figure(
+    postgres: EmbeddedPostgres,
+) -> None:
+    parts = [part for part in PARTS if part != "rivals"]  # they are not installed for tests
+    bench = await measure(postgres, SLICE, parts)
     for name in ("relay", "raw", "relay http", "bare http", "with waiting", "without waiting"):
         assert len(bench.rates[name]) == 2, name
     assert bench.latency is not None
