@@ -257,7 +257,7 @@ def retry_delay_seconds(error_class: ErrorClass, attempts: int, retry_after_seco
     """How long to wait after so many counted attempts; None when the message has FAILED.
 
     `event`: 3 tries within 20 s. `unknown`: 8 tries over about 10 minutes, later where the receiver asked for that.
-    `endpoint`: never FAILED. Chance moves each pause by up to a quarter, so that messages that failed together do not
+    `endpoint`: never FAILED. Chance moves each pause by up to a tenth, so that messages that failed together do not
     come back together.
     """
     if error_class is ErrorClass.ENDPOINT:
@@ -265,7 +265,7 @@ def retry_delay_seconds(error_class: ErrorClass, attempts: int, retry_after_seco
     delays = _EVENT_DELAYS if error_class is ErrorClass.EVENT else _UNKNOWN_DELAYS
     if attempts > len(delays):
         return None
-    return max(delays[attempts - 1] * random.uniform(0.75, 1.25), retry_after_seconds)
+    return max(delays[attempts - 1] * random.uniform(0.9, 1.1), retry_after_seconds)
 
 
 RETRY_AFTER_CAP_SECONDS = 300.0
