@@ -55,6 +55,7 @@ from workflows.snapshots import SnapshotWorkflow
 log = structlog.get_logger(__name__)
 
 _HEARTBEAT_SECONDS = 1.0
+_RELAY_POOL = 12
 _DRAIN = timedelta(seconds=6)
 
 WORKFLOWS = [
@@ -97,7 +98,11 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
             SinkKind.WORKFLOW: WorkflowSink(client, names, database),
             SinkKind.EMAIL: EmailSink(mail_server, database),
         }
-        outbox = OutboxActivities(database, client, names, sinks, worker_id=worker_id)
+        # Relays settle hundreds of messages a round trip, and begin anew when a connection breaks.
+        url = settings.database_url or ""
+        carriage = Database(create_engine(url, pool_size=_RELAY_POOL, name=worker_id, ping=False))
+        stack.push_async_callback(carriage.close)
+        outbox = OutboxActivities(carriage, client, names, sinks, worker_id=worker_id)
         assignment = AssignmentActivities(database)
         stack.callback(assignment.close)
         watch = OpsActivities(database, client, names, standing, end_after_seconds=settings.cross_check_age_seconds)

@@ -20,7 +20,7 @@ from activities.outbox_pump import EVIDENCE_SECONDS
 from activities.outbox_pumps import Pumps
 from db.engine import DATABASE_ERRORS, Database, error_code
 from db.ops import workers_alive
-from db.outbox import relay, retries
+from db.outbox import relay, retries, settle
 from db.outbox.retries import FailingMessage
 from db.outbox.write import EVENTS_CHANNEL
 from domain.ids import ERROR_CLASS_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, FAILURE_WORKFLOW, LOOK_AGAIN_SIGNAL, Names
@@ -117,8 +117,7 @@ class OutboxActivities:
             raise _give_back("the worker shuts down", 0.05)
 
     async def _over_share(self, carried: int) -> bool:
-        async with self._database.read() as connection:
-            return carried > relay_share(await workers_alive(connection))
+        return carried > relay_share(await self._database.execute_once(workers_alive))
 
     async def _carry(self, shard: int, epoch: int, pumps: Pumps) -> None:
         """Keep the shard's pumps going, and once a second look after what is not in the fast path."""
@@ -197,10 +196,10 @@ class OutboxActivities:
         error_class = error.blame
         if error_class is None:
             async with self._database.read() as connection:
-                passed = await relay.others_pass(connection, endpoint.endpoint_id, message.lane, EVIDENCE_SECONDS)
+                passed = await settle.others_pass(connection, endpoint.endpoint_id, message.lane, EVIDENCE_SECONDS)
             error_class = ErrorClass.UNKNOWN if passed else ErrorClass.ENDPOINT
         delay = retry_delay_seconds(error_class, message.attempts, error.retry_after_seconds)
-        settle = partial(
+        failed = partial(
             retries.retry_failed,
             message=message,
             endpoint=endpoint,
@@ -210,7 +209,7 @@ class OutboxActivities:
             in_doubt=error.in_doubt,
         )
         asked = {"gone": error.gone, "retry_after_seconds": error.retry_after_seconds}
-        await self._database.transact(partial(settle, **asked))
+        await self._database.transact(partial(failed, **asked))
         status = MessageStatus.FAILED if delay is None else MessageStatus.RETRYING
         return RetryOutcome(status, message.attempts, f"{error_class}: {error.detail}", delay or 0.0)
 

@@ -7,13 +7,15 @@ import contextlib
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
-from db.outbox import breaker, relay
-from db.outbox.relay import Claimed, Delivered
+from db.outbox import breaker, relay, settle
+from db.outbox.relay import Claimed
+from db.outbox.settle import Delivered
 from domain.outbox import Endpoint, ErrorClass, retry_delay_seconds
 from sinks import SendFailed, Sink, deliver
 
@@ -23,8 +25,10 @@ EVIDENCE_SECONDS = 10.0
 """A failure that may be anybody's is the event's when another lane's event passed there within this time."""
 SUSPECT_LANES = 5
 """So many lanes failing one after the other, and nothing passing between, are the endpoint's fault all the same."""
-WINDOW = 200
-"""Messages of one endpoint and shard that are claimed at a time."""
+WINDOW = (200, 1000)
+"""Messages of one endpoint and shard that are claimed at a time: the second where they go fast."""
+_FAST_SECONDS = 0.1
+"""So long at most between two claims, and the window grows."""
 _PARALLEL_SENDS = 64
 _LANE_WINDOW = 8
 """Of one lane: a long one leaves room for the others."""
@@ -35,7 +39,7 @@ _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 _GATHER_SECONDS = 0.01
 """While others are being sent, what is delivered waits so long for company: one settlement for many."""
-_COMPANY = WINDOW // 4
+_COMPANY = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +66,14 @@ class Pump:
         """By position: claimed and not yet settled or given back."""
         self._queued: dict[str, deque[Claimed]] = {}
         """By lane: claimed and not yet sent. A lane is here while its task runs or its failure waits for a verdict."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._outcomes: asyncio.Queue[Delivered | _Failed | None] = asyncio.Queue()
+        self._ready: deque[str] = deque()
+        """Lanes whose messages nobody is sending yet."""
+        self._senders: set[asyncio.Task[None]] = set()
         # One that came back a moment ago is sent one message at a time, and one more for each that it takes.
         self._allowed = 1 if endpoint.recovering else _PARALLEL_SENDS
-        self._sending = asyncio.Semaphore(self._allowed)
+        self._outcomes: list[Delivered | _Failed] = []
+        self._news = asyncio.Event()
+        """Something has an outcome, or may have become ready."""
         self._undecided: list[_Failed] = []
         self._passed: dict[str, float] = {}
         """When something passed, for the last two lanes of which something did."""
@@ -74,6 +81,8 @@ class Pump:
         """Lanes that failed in doubt since anything passed."""
         self._broken: _Failed | None = None
         self._look_ahead = _LOOK_AHEAD[0]
+        self._window = WINDOW[0]
+        self._claimed_at = 0.0
 
     def stop(self) -> None:
         """Claim and begin no more; what is being sent ends and is settled."""
@@ -81,7 +90,7 @@ class Pump:
 
     def look(self) -> None:
         """Something new may be ready: do not wait for a send to end."""
-        self._outcomes.put_nowait(None)
+        self._news.set()
 
     async def run(self) -> None:
         """Pump. Raises StaleEpoch when another relay has the shard."""
@@ -89,18 +98,18 @@ class Pump:
             await self._probe()
         else:
             await self._stream()
-        await self._database.transact(self._let_go)
+        await self._let_go()
 
     async def _stream(self) -> None:
         try:
             await self._fill()
-            while self._tasks or not self._outcomes.empty():
+            while self._senders or self._outcomes:
                 await self._end(await self._next_outcomes())
                 await self._judge()
                 await self._fill()
         finally:
-            for task in self._tasks:
-                task.cancel()
+            for sender in self._senders:
+                sender.cancel()
         if self._broken:
             await self._open_breaker(self._broken)
 
@@ -108,19 +117,26 @@ class Pump:
 
     async def _fill(self) -> None:
         """Claim more when the window has room, and set lanes going."""
-        if self._broken or self._stopped or len(self._in_flight) > WINDOW // 2:
+        if self._broken or self._stopped:
             return
-        for claimed in await self._claim(WINDOW - len(self._in_flight)):
-            self._in_flight[claimed.message.position] = claimed
-            lane = claimed.message.lane
-            if lane in self._queued:
-                self._queued[lane].append(claimed)
-            else:
-                self._queued[lane] = deque([claimed])
-                self._tasks.add(asyncio.create_task(self._send_lane(lane)))
+        if len(self._in_flight) <= self._window // 2:
+            for claimed in await self._claim(self._window - len(self._in_flight)):
+                self._in_flight[claimed.message.position] = claimed
+                lane = claimed.message.lane
+                if lane in self._queued:
+                    self._queued[lane].append(claimed)
+                else:
+                    self._queued[lane] = deque([claimed])
+                    self._ready.append(lane)
+        for _ in range(min(len(self._ready), self._allowed - len(self._senders))):
+            self._senders.add(asyncio.create_task(self._send_lanes()))
 
     async def _claim(self, limit: int) -> list[Claimed]:
         """Claim rows; those behind a failing message of their lane are parked instead."""
+        now = time.monotonic()
+        fast = now - self._claimed_at < _FAST_SECONDS
+        self._window = min(self._window * 2, WINDOW[1]) if fast else WINDOW[0]
+        self._claimed_at = now
         lanes = Counter(claimed.message.lane for claimed in self._in_flight.values())
         window = relay.Window(
             in_flight=list(self._in_flight),
@@ -137,22 +153,24 @@ class Pump:
         blocked = [each.message for each in claimed if each.lane_blocked]
         if blocked:
             await self._database.transact(
-                lambda connection: relay.park(connection, self._shard, self.endpoint.endpoint_id, blocked)
+                lambda connection: settle.park(connection, self._shard, self.endpoint.endpoint_id, blocked)
             )
         return [each for each in claimed if not each.lane_blocked]
 
-    async def _send_lane(self, lane: str) -> None:
-        """Send a lane's messages one after the other, until one fails."""
-        queue = self._queued[lane]
-        outcome: Delivered | _Failed | None = None
-        while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stopped:
-            async with self._sending:
+    async def _send_lanes(self) -> None:
+        """Send one lane after the other; of a lane one message after the other, until one fails."""
+        while self._ready and not self._broken and not self._stopped:
+            lane = self._ready.popleft()
+            queue = self._queued[lane]
+            outcome: Delivered | _Failed | None = None
+            while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stopped:
                 outcome = await self._send(queue.popleft())
-            self._outcomes.put_nowait(outcome)
-        if not queue and not isinstance(outcome, _Failed):
-            del self._queued[lane]
-        self._tasks.discard(asyncio.current_task())
-        self._outcomes.put_nowait(None)
+                self._outcomes.append(outcome)
+                self._news.set()
+            if not queue and not isinstance(outcome, _Failed):
+                del self._queued[lane]
+        self._senders.discard(asyncio.current_task())
+        self._news.set()
 
     async def _send(self, claimed: Claimed) -> Delivered | _Failed:
         began = time.monotonic()
@@ -164,15 +182,14 @@ class Pump:
 
     async def _next_outcomes(self) -> list[Delivered | _Failed]:
         """Wait for an outcome, but not long, and take all that are there: under load, a batch."""
-        outcomes: list[Delivered | _Failed | None] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILL_SECONDS):
-                outcomes.append(await self._outcomes.get())
-        if self._tasks and self._outcomes.qsize() < _COMPANY:
+                await self._news.wait()
+        if self._senders and len(self._outcomes) < _COMPANY:
             await asyncio.sleep(_GATHER_SECONDS)
-        while not self._outcomes.empty():
-            outcomes.append(self._outcomes.get_nowait())
-        return [outcome for outcome in outcomes if outcome is not None]
+        self._news.clear()
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     # --- ending
 
@@ -194,16 +211,15 @@ class Pump:
 
     async def _settle(self, delivered: list[Delivered]) -> None:
         await self._database.execute_once(
-            lambda connection: relay.settle(connection, self._shard, self.endpoint.endpoint_id, self._epoch, delivered)
+            lambda connection: settle.settle(connection, self._shard, self.endpoint.endpoint_id, self._epoch, delivered)
         )
+        self._allowed = min(self._allowed + len(delivered), _PARALLEL_SENDS)
         for each in delivered:
-            if self._allowed < _PARALLEL_SENDS:
-                self._allowed += 1
-                self._sending.release()
             del self._in_flight[each.claimed.message.position]
-            self._passed.pop(each.claimed.message.lane, None)
-            self._passed[each.claimed.message.lane] = time.monotonic()
-        self._passed = dict(list(self._passed.items())[-2:])
+        # Two lanes are enough: one of them is another than the one that is asked about.
+        now = time.monotonic()
+        passed = dict.fromkeys((each.claimed.message.lane for each in reversed(delivered)), now) | self._passed
+        self._passed = dict(list(passed.items())[:2])
 
     async def _judge(self) -> None:
         """Decide whose fault the doubtful failures are: the event's while other lanes pass, else the endpoint's."""
@@ -217,16 +233,14 @@ class Pump:
             else:
                 self._undecided.append(failed)
         # While lanes are under way, they will tell. After them only what other shards saw is left to ask.
-        if self._undecided and not self._tasks and self._outcomes.empty() and not self._broken:
+        if self._undecided and not self._senders and not self._outcomes and not self._broken:
             await self._judge_last()
 
     async def _judge_last(self) -> None:
         waiting, self._undecided = self._undecided, []
         for failed in waiting:
-            async with self._database.read() as connection:
-                passed = await relay.others_pass(
-                    connection, self.endpoint.endpoint_id, failed.claimed.message.lane, EVIDENCE_SECONDS
-                )
+            ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, lane=failed.claimed.message.lane)
+            passed = await self._database.execute_once(partial(ask, seconds=EVIDENCE_SECONDS))
             if passed:
                 await self._fail(failed, ErrorClass.UNKNOWN)
             else:
@@ -245,7 +259,7 @@ class Pump:
         behind = [claimed.message for claimed in self._queued.pop(message.lane, ())]
 
         async def work(connection: AsyncConnection) -> None:
-            await relay.fail(
+            await settle.fail(
                 connection,
                 endpoint_id,
                 self._epoch,
@@ -256,7 +270,7 @@ class Pump:
                 in_doubt=failed.error.in_doubt,
             )
             if behind:
-                await relay.park(connection, self._shard, endpoint_id, behind)
+                await settle.park(connection, self._shard, endpoint_id, behind)
 
         await self._database.transact(work)
         for each in (message, *behind):
@@ -293,17 +307,19 @@ class Pump:
         await self._end([outcome])
         log.info("endpoint answers again", endpoint=self.endpoint.name)
 
-    async def _let_go(self, connection: AsyncConnection) -> None:
+    async def _let_go(self) -> None:
         """Nothing is being sent any more. Doubtful attempts without a verdict are logged: they may have arrived."""
-        endpoint_id = self.endpoint.endpoint_id
-        await relay.drop_claim(connection, self._shard, endpoint_id, self._epoch)
         if not self._broken:
             for each in self._undecided:
-                await self._log_attempt(connection, each, ErrorClass.UNKNOWN)
+                await self._database.transact(partial(self._log_attempt, failed=each, error_class=ErrorClass.UNKNOWN))
+        endpoint_id = self.endpoint.endpoint_id
+        await self._database.execute_once(
+            lambda connection: relay.drop_claim(connection, self._shard, endpoint_id, self._epoch)
+        )
 
     async def _log_attempt(self, connection: AsyncConnection, failed: _Failed, error_class: ErrorClass) -> None:
         error, endpoint_id = failed.error, self.endpoint.endpoint_id
-        await relay.log_attempt(
+        await settle.log_attempt(
             connection, endpoint_id, failed.claimed.message, error_class, error.full, in_doubt=error.in_doubt
         )
 
@@ -312,7 +328,7 @@ class Pump:
         endpoint, error = self.endpoint, failed.error
 
         async def work(connection: AsyncConnection) -> float:
-            await relay.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
+            await settle.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
             for each in {failed, *self._undecided}:
                 await self._log_attempt(connection, each, ErrorClass.ENDPOINT)
             return await breaker.open_breaker(

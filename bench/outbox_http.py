@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import statistics
 import time
@@ -40,7 +41,7 @@ def bodies(count: int) -> Iterator[tuple[str, bytes]]:
     now = datetime.now(UTC)
     for number in range(count):
         each = event(number)
-        yield each.event_id, cloud_event(each.event_id, each.event_type, each.subject, now, each.data)
+        yield each.event_id, cloud_event(each.event_id, each.event_type, each.subject, now, json.dumps(each.data))
 
 
 def client_session(connections: int) -> aiohttp.ClientSession:

@@ -90,8 +90,8 @@ class Server:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    """A pool as a worker has it; closed at the end."""
-    database = Database(create_engine(url, name="bench"))
+    """A pool as a worker's relays have it; closed at the end."""
+    database = Database(create_engine(url, name="bench", ping=False))
     try:
         yield database
     finally:

@@ -69,10 +69,11 @@ def error_code(error: BaseException) -> str:
     return f"{type(original).__name__} {getattr(original, 'sqlstate', None) or ''}".strip()
 
 
-def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill") -> AsyncEngine:
-    """Make the process's connection pool. Connects only when first used.
+def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill", ping: bool = True) -> AsyncEngine:
+    """Make a connection pool. Connects only when first used.
 
-    `url` is `postgresql://…` with whatever asyncpg understands in it (`?sslmode=require`).
+    `url` is `postgresql://…` with whatever asyncpg understands in it (`?sslmode=require`). `ping`: a connection that
+    broke while nobody used it is replaced unseen, at the price of a round trip each time one is taken.
     """
     settings = {**_SERVER_SETTINGS, "application_name": name}
 
@@ -85,7 +86,7 @@ def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill") -> As
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
+        pool_pre_ping=ping,
         hide_parameters=True,
     )
 

@@ -1,19 +1,15 @@
-"""What a relay does to the rows: take a shard, claim, settle, fail, park.
-
-Every statement that ends something is fenced by the shard's epoch: a relay that was frozen and wakes up late, after
-another took its shard, settles nothing.
-"""
+"""What a relay takes: a shard, and from it the messages that it may send. How they end is in `settle`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.outbox import AttemptOutcome, Endpoint, ErrorClass, Message, SinkKind, failure_fingerprint
+from domain.outbox import Endpoint, Message, SinkKind
 
 
 class StaleEpoch(Exception):
@@ -121,12 +117,22 @@ def endpoint_of(row: Row[Any]) -> Endpoint:
     )
 
 
-EVENT_COLUMNS = """
-    CAST(event.event_id AS text) AS event_id, event.event_type, event.subject,
-    COALESCE(failure.fixed_data, event.data) AS data, event.occurred_at, CAST(event.fixes AS text) AS fixes,
-    clock_timestamp() AS claimed_at
-"""
-"""As it goes out: `failure` is the message's row there, if it has one."""
+def message_columns(place: str, attempts: str) -> str:
+    """What `message_of` reads, first in a SELECT: `place` has the message's row, `event` its event.
+
+    `failure` is the message's row among the failing ones, if it has one; a payload that was fixed there goes out.
+    """
+    return f"""
+        {place}.shard, {place}.position, {place}.event_position, {place}.lane, CAST(event.event_id AS text) AS event_id,
+        event.event_type, event.subject, CAST(COALESCE(failure.fixed_data, event.data) AS text) AS payload,
+        event.occurred_at, {attempts} AS attempts,
+        CAST(extract(epoch FROM clock_timestamp()) AS float8) AS claimed_at, CAST(event.fixes AS text) AS fixes
+    """
+
+
+def message_of(row: Row[Any]) -> Message:
+    """The message of a row that begins with `message_columns`."""
+    return Message._make(row[: len(Message._fields)])
 
 
 async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpoint]:
@@ -137,11 +143,11 @@ async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpo
 # The limit comes before the join with the log: the other way round the log is read from its start.
 _CLAIM = text(f"""
     WITH oldest AS (
-        SELECT m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
+        SELECT m.shard, m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
         WHERE s.shard = :shard AND s.epoch = :epoch AND m.shard = :shard AND m.endpoint_id = :endpoint_id
         ORDER BY m.position LIMIT :look_ahead
     ), ready AS (
-        SELECT position, event_position, lane
+        SELECT shard, position, event_position, lane
         FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY position) AS turn FROM oldest) o
         WHERE turn <= :lane_limit AND position <> ALL(CAST(:in_flight AS bigint[]))
             AND lane <> ALL(CAST(:full_lanes AS text[]))
@@ -157,8 +163,7 @@ _CLAIM = text(f"""
         ON CONFLICT (shard, endpoint_id) DO UPDATE SET epoch = excluded.epoch, positions = excluded.positions
         WHERE outbox_claims.epoch <= excluded.epoch
     )
-    SELECT ready.position, ready.event_position, ready.lane, {EVENT_COLUMNS},
-        COALESCE(failure.attempts, 0) AS attempts, failure.position IS NOT NULL AS failed_before,
+    SELECT {message_columns("ready", "COALESCE(failure.attempts, 0)")}, failure.position IS NOT NULL AS failed_before,
         EXISTS (SELECT FROM outbox_failures f WHERE f.endpoint_id = :endpoint_id AND f.lane = ready.lane
             AND f.status IN ('RETRYING', 'FAILED')) AS lane_blocked
     FROM ready
@@ -168,8 +173,7 @@ _CLAIM = text(f"""
 """)
 
 
-@dataclass(frozen=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A message that a relay may send, and what it must know of it."""
 
     message: Message
@@ -205,224 +209,4 @@ async def claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch
         "look_ahead": window.look_ahead,
     }
     rows = await connection.execute(_CLAIM, parameters)
-    return [Claimed(message_of(row, shard), row.failed_before, row.lane_blocked) for row in rows]
-
-
-def message_of(row: Row[Any], shard: int) -> Message:
-    """The message of a row that joins it with its event."""
-    return Message(
-        position=row.position,
-        event_position=row.event_position,
-        shard=shard,
-        lane=row.lane,
-        event_id=row.event_id,
-        event_type=row.event_type,
-        subject=row.subject,
-        data=row.data,
-        occurred_at=row.occurred_at,
-        attempts=row.attempts,
-        claimed_at=row.claimed_at,
-        fixes=row.fixes,
-    )
-
-
-# The rows to delete are named by an array: joined with a set of unknown size, the whole table might be read for them.
-_SETTLE = text("""
-    WITH fence AS (
-        UPDATE outbox_shards SET dispatched = dispatched + :count
-        WHERE shard = :shard AND epoch = :epoch RETURNING shard
-    ), gone AS (
-        DELETE FROM outbox_messages m
-        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(CAST(:positions AS bigint[]))
-            AND EXISTS (SELECT FROM fence)
-        RETURNING m.position
-    ), mended AS (
-        UPDATE outbox_failures f SET status = 'DELIVERED', next_attempt_at = NULL
-        FROM fence WHERE f.endpoint_id = :endpoint_id AND f.position = ANY(CAST(:failed_before AS bigint[]))
-    ), passed AS (
-        UPDATE outbox_claims claim SET passed_lane = :lane, passed_at = now()
-        FROM fence WHERE claim.shard = fence.shard AND claim.endpoint_id = :endpoint_id
-    ), finished AS (
-        INSERT INTO outbox_finished (position, endpoint_id, status, duration_ms)
-        SELECT position, :endpoint_id, 'DELIVERED', sent.duration_ms
-        FROM gone JOIN unnest(CAST(:positions AS bigint[]), CAST(:durations_ms AS float8[]))
-            AS sent(position, duration_ms) USING (position)
-    )
-    SELECT count(*) FROM fence
-""")
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """A message that its endpoint took, and how long that lasted."""
-
-    claimed: Claimed
-    duration_ms: float
-
-
-async def settle(
-    connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int, delivered: Sequence[Delivered]
-) -> None:
-    """End the messages that were delivered. Raises StaleEpoch, having changed nothing."""
-    parameters = {
-        "shard": shard,
-        "endpoint_id": endpoint_id,
-        "epoch": epoch,
-        "count": len(delivered),
-        "positions": [each.claimed.message.position for each in delivered],
-        "durations_ms": [each.duration_ms for each in delivered],
-        "lane": delivered[-1].claimed.message.lane,
-        "failed_before": [each.claimed.message.position for each in delivered if each.claimed.failed_before],
-    }
-    if not await connection.scalar(_SETTLE, parameters):
-        raise StaleEpoch(shard)
-
-
-_OTHERS_PASS = text("""
-    SELECT EXISTS (SELECT FROM outbox_claims WHERE endpoint_id = :endpoint_id AND passed_lane <> :lane
-        AND passed_at > now() - make_interval(secs => :seconds))
-""")
-
-
-async def others_pass(connection: AsyncConnection, endpoint_id: int, lane: str, seconds: float) -> bool:
-    """Whether another lane's event passed at the endpoint within so many seconds, at any shard's relay."""
-    parameters = {"endpoint_id": endpoint_id, "lane": lane, "seconds": seconds}
-    return bool(await connection.scalar(_OTHERS_PASS, parameters))
-
-
-_COUNT_ERROR = {
-    error_class: text(f"""
-        UPDATE outbox_shards SET errors_{error_class} = errors_{error_class} + 1,
-            failed_transitions = failed_transitions + :failed
-        WHERE shard = :shard AND (CAST(:epoch AS bigint) IS NULL OR epoch = :epoch)
-    """)
-    for error_class in ErrorClass
-}
-
-
-async def count_error(
-    connection: AsyncConnection, shard: int, epoch: int | None, error_class: ErrorClass, *, failed: bool = False
-) -> None:
-    """Count a failed attempt (and whether the message became FAILED). With an epoch: raises StaleEpoch."""
-    parameters = {"shard": shard, "epoch": epoch, "failed": int(failed)}
-    if (await connection.execute(_COUNT_ERROR[error_class], parameters)).rowcount == 0:
-        raise StaleEpoch(shard)
-
-
-_LOG_ATTEMPT = text("""
-    INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error_class, error)
-    VALUES (:endpoint_id, :position, :event_position, :outcome, :error_class, :error)
-""")
-
-
-async def log_attempt(
-    connection: AsyncConnection,
-    endpoint_id: int,
-    message: Message,
-    error_class: ErrorClass,
-    error: str,
-    *,
-    in_doubt: bool,
-) -> None:
-    """Log an attempt that did not deliver; `in_doubt`: as far as anybody knows."""
-    attempt = {
-        "endpoint_id": endpoint_id,
-        "position": message.position,
-        "event_position": message.event_position,
-        "outcome": AttemptOutcome.IN_DOUBT if in_doubt else AttemptOutcome.FAILED,
-        "error_class": error_class,
-        "error": error,
-    }
-    await connection.execute(_LOG_ATTEMPT, attempt)
-
-
-_FAIL = text("""
-    WITH gone AS (
-        DELETE FROM outbox_messages WHERE shard = :shard AND endpoint_id = :endpoint_id AND position = :position
-        RETURNING position, event_position, lane
-    )
-    INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
-        error_class, last_error, fingerprint, next_attempt_at)
-    SELECT :endpoint_id, position, event_position, :shard, lane, :event_type, :status, :attempts, :error_class, :error,
-        :fingerprint, clock_timestamp() + make_interval(secs => :delay_seconds)
-    FROM gone
-    ON CONFLICT (endpoint_id, position) DO UPDATE SET status = excluded.status, attempts = excluded.attempts,
-        error_class = excluded.error_class, last_error = excluded.last_error, fingerprint = excluded.fingerprint,
-        failed_at = now(), next_attempt_at = excluded.next_attempt_at, workflow_started_at = NULL
-""")
-
-
-async def fail(
-    connection: AsyncConnection,
-    endpoint_id: int,
-    epoch: int,
-    message: Message,
-    error_class: ErrorClass,
-    error: str,
-    delay_seconds: float | None,
-    *,
-    in_doubt: bool,
-) -> None:
-    """Take a message that failed for a reason of its own out of the way: RETRYING after the delay, FAILED without one.
-
-    Its row blocks its lane. Raises StaleEpoch.
-    """
-    await count_error(connection, message.shard, epoch, error_class, failed=delay_seconds is None)
-    await log_attempt(connection, endpoint_id, message, error_class, error, in_doubt=in_doubt)
-    await take_aside(connection, endpoint_id, message, message.attempts + 1, error_class, error, delay_seconds)
-
-
-async def take_aside(
-    connection: AsyncConnection,
-    endpoint_id: int,
-    message: Message,
-    attempts: int,
-    error_class: ErrorClass,
-    error: str,
-    delay_seconds: float | None,
-) -> None:
-    """Move a ready message to the failing ones, after so many attempts."""
-    await connection.execute(
-        _FAIL,
-        {
-            "shard": message.shard,
-            "endpoint_id": endpoint_id,
-            "position": message.position,
-            "event_type": message.event_type,
-            "status": "FAILED" if delay_seconds is None else "RETRYING",
-            "attempts": attempts,
-            "error_class": error_class,
-            "error": error,
-            "fingerprint": failure_fingerprint(message.event_type, endpoint_id, error_class, error),
-            "delay_seconds": delay_seconds,
-        },
-    )
-
-
-# The failing message's row is share-locked: whoever ends it locks it first and then frees the lane, so that nothing is
-# parked behind a message that is no longer there.
-_PARK = text("""
-    WITH blocked AS (
-        SELECT lane FROM outbox_failures
-        WHERE endpoint_id = :endpoint_id AND lane = ANY(CAST(:lanes AS text[])) AND status IN ('RETRYING', 'FAILED')
-        ORDER BY lane FOR SHARE
-    ), gone AS (
-        DELETE FROM outbox_messages m USING blocked
-        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(CAST(:positions AS bigint[]))
-            AND m.lane = blocked.lane
-        RETURNING m.position, m.event_position, m.lane
-    )
-    INSERT INTO outbox_parked (endpoint_id, position, event_position, shard, lane)
-    SELECT :endpoint_id, position, event_position, :shard, lane FROM gone
-""")
-
-
-async def park(connection: AsyncConnection, shard: int, endpoint_id: int, messages: Sequence[Message]) -> None:
-    """Put aside messages whose lane an earlier one blocks; those whose lane is free by now stay where they are."""
-    parameters = {
-        "shard": shard,
-        "endpoint_id": endpoint_id,
-        "lanes": sorted({message.lane for message in messages}),
-        "positions": [message.position for message in messages],
-    }
-    await connection.execute(_PARK, parameters)
+    return [Claimed(message_of(row), row[-2], row[-1]) for row in rows.all()]

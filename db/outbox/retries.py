@@ -10,15 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
 from db.outbox.breaker import close_breaker, open_breaker, take_probe
-from db.outbox.relay import (
-    ENDPOINT_COLUMNS,
-    EVENT_COLUMNS,
-    count_error,
-    endpoint_of,
-    log_attempt,
-    message_of,
-    take_aside,
-)
+from db.outbox.relay import ENDPOINT_COLUMNS, endpoint_of, message_columns, message_of
+from db.outbox.settle import count_error, log_attempt, take_aside
 from db.outbox.write import EVENTS_CHANNEL
 from domain.outbox import (
     FAILURE_WORKFLOWS,
@@ -36,7 +29,7 @@ from domain.outbox import (
 INTERRUPTED_ERROR = "the worker ended while it was sending"
 
 _SUSPECTS = text(f"""
-    SELECT m.endpoint_id, m.position, m.event_position, m.lane, 0 AS attempts, {EVENT_COLUMNS}
+    SELECT {message_columns("m", "0")}, m.endpoint_id
     FROM outbox_claims claim
     JOIN outbox_messages m
         ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id AND m.position = claim.suspect_until
@@ -61,7 +54,7 @@ async def fail_suspects(connection: AsyncConnection, shard: int, epoch: int) -> 
         await take_aside(
             connection,
             row.endpoint_id,
-            message_of(row, shard),
+            message_of(row),
             INTERRUPTIONS,
             ErrorClass.UNKNOWN,
             _SUSPECT_ERROR,
@@ -167,8 +160,7 @@ _BEGIN_RETRY = text(f"""
     FROM outbox_endpoints endpoint, outbox_events event
     WHERE failure.endpoint_id = :endpoint_id AND failure.position = :position
         AND endpoint.endpoint_id = failure.endpoint_id AND event.position = failure.event_position
-    RETURNING failure.position, failure.event_position, failure.lane, failure.shard, failure.attempts,
-        {EVENT_COLUMNS}, {ENDPOINT_COLUMNS}
+    RETURNING {message_columns("failure", "failure.attempts")}, {ENDPOINT_COLUMNS}
 """)
 _PROBED_WAIT_SECONDS = 1.0
 """Somebody else tries the endpoint at this moment."""
@@ -197,7 +189,7 @@ async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: i
     if state.probing and not await take_probe(connection, endpoint_id, state.consecutive_failures):
         return Retry(MessageStatus.RETRYING, state.attempts, _PROBED_WAIT_SECONDS)
     row = (await connection.execute(_BEGIN_RETRY, key)).one()
-    return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row, row.shard), endpoint_of(row))
+    return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row), endpoint_of(row))
 
 
 # Every end of its tries gives the message's place to the next one.

@@ -23,7 +23,7 @@ NOON = datetime(2026, 5, 4, 12, 0, 0, 250_000, tzinfo=UTC)
 def envelope(event_type: str, subject: str = "o-1") -> Any:
     """An event as it is sent."""
     data = {"orderId": "o-1", "status": "RESERVED", "name": "Käse 🧀"}
-    return json.loads(cloud_event("019a0000-0000-7000-8000-000000000001", event_type, subject, NOON, data))
+    return json.loads(cloud_event("019a0000-0000-7000-8000-000000000001", event_type, subject, NOON, json.dumps(data)))
 
 
 def test_the_schema_is_one() -> None:

@@ -188,7 +188,9 @@ def test_the_breakers_delay_stays_at_the_cap_after_days_of_failing() -> None:
 
 
 def test_an_event_travels_as_a_cloud_event() -> None:
-    message = Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", {"orderId": "o-1"}, NOON, 0, NOON)
+    payload = '{"orderId": "o-1"}'
+    message = Message(0, 7, 7, "order:o-1", "e-1", "waybill.order.reserved", "o-1", payload, NOON, 0, 0.0)
+    assert message.data == {"orderId": "o-1"}
     assert json.loads(message.body) == {
         "specversion": "1.0",
         "id": "e-1",
@@ -203,18 +205,13 @@ def test_an_event_travels_as_a_cloud_event() -> None:
 
 def test_the_same_message_is_the_same_bytes_at_every_try() -> None:
     def body(attempts: int) -> bytes:
-        return Message(7, 7, 0, "sku:tea", "e-1", "t", "tea", {"b": 1, "a": [2]}, NOON, attempts, NOON).body
+        return Message(0, 7, 7, "sku:tea", "e-1", "t", "tea", '{"b": 1, "a": [2]}', NOON, attempts, 1.0 * attempts).body
 
     assert body(0) == body(5)
 
 
 def test_text_beyond_ascii_travels_as_utf_8() -> None:
-    assert "Käse 🧀".encode() in cloud_event("e-1", "t", "s", NOON, {"name": "Käse 🧀"})
-
-
-def test_a_payload_that_is_no_json_is_an_error_and_not_a_body() -> None:
-    with pytest.raises(TypeError):
-        cloud_event("e-1", "t", "s", NOON, {"when": NOON})
+    assert "Käse 🧀".encode() in cloud_event("e-1", "t", "s", NOON, '{"name": "Käse 🧀"}')
 
 
 @pytest.mark.parametrize("hours", [-8, 0, 2, 5.5])
@@ -241,7 +238,7 @@ def headers(secret: str, body: bytes) -> dict[str, str]:
 
 def test_a_signed_event_is_verified_by_the_standard_webhooks_library() -> None:
     secret = new_webhook_secret()
-    body = cloud_event("e-1", "waybill.order.reserved", "o-1", NOON, {"name": "Käse 🧀"})
+    body = cloud_event("e-1", "waybill.order.reserved", "o-1", NOON, '{"name": "Käse 🧀"}')
     assert Webhook(secret).verify(body, headers(secret, body)) == json.loads(body)
 
 
@@ -268,9 +265,9 @@ def test_a_new_secret_is_long_enough_and_new_every_time() -> None:
 
 
 def test_an_event_that_takes_anothers_place_says_so() -> None:
-    event = json.loads(cloud_event("e-2", "waybill.order.reserved", "o-1", NOON, {"orderId": "o-1"}, "e-1"))
+    event = json.loads(cloud_event("e-2", "waybill.order.reserved", "o-1", NOON, '{"orderId": "o-1"}', "e-1"))
     assert (event["id"], event["fixes"]) == ("e-2", "e-1")
-    assert "fixes" not in json.loads(cloud_event("e-1", "waybill.order.reserved", "o-1", NOON, {}))
+    assert "fixes" not in json.loads(cloud_event("e-1", "waybill.order.reserved", "o-1", NOON, "{}"))
 
 
 ORDER = {"orderId": "o-1", "status": "CONFIRMED", "customerId": "c-1", "zone": "north", "lines": [{"sku": "tea"}]}

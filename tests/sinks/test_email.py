@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import ssl
 import subprocess
@@ -38,7 +39,7 @@ ENDPOINT = Endpoint(2, "email", SinkKind.EMAIL, None, (), 0, probing=False)
 def message(event_type: str = "order.confirmed", *, event_id: str = EVENT_ID, data: Any = None) -> Message:
     """An event of the order `o-1`."""
     given = data if data is not None else {"orderId": "o-1"}
-    return Message(7, 7, 0, "order:o-1", event_id, f"waybill.{event_type}", "o-1", given, NOW, 0, NOW)
+    return Message(0, 7, 7, "order:o-1", event_id, f"waybill.{event_type}", "o-1", json.dumps(given), NOW, 0, 0.0)
 
 
 async def order(shop: Shop, email: str | None = ADA, order_id: str = "o-1", sku: str = "tea") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +26,9 @@ SECRET = new_webhook_secret()
 
 def message(data: Any = None) -> Message:
     payload = data if data is not None else {"orderId": "o-1", "name": "Käse 🧀"}
-    return Message(7, 7, 0, "order:o-1", "e-1", "waybill.order.reserved", "o-1", payload, NOW, 0, datetime.now(UTC))
+    return Message(
+        0, 7, 7, "order:o-1", "e-1", "waybill.order.reserved", "o-1", json.dumps(payload), NOW, 0, time.time()
+    )
 
 
 def endpoint(url: str, *secrets: str) -> Endpoint:
@@ -182,12 +186,6 @@ async def test_an_answer_counts_even_if_its_explanation_never_comes(status: int)
     assert failed.blame is {400: ErrorClass.EVENT, 401: ErrorClass.ENDPOINT}[status]
 
 
-async def test_a_payload_that_cannot_be_written_is_the_events_fault(sink: WebhookSink, receiver: Receiver) -> None:
-    failed = await failure(sink, receiver.url, {"when": NOW})
-    assert failed.blame is ErrorClass.EVENT
-    assert receiver.requests == []
-
-
 # --- where nothing may ever connect
 
 LOOPBACK = [
@@ -282,7 +280,7 @@ def test_what_is_wrong_with_a_url_is_said_when_it_is_set(url: str, allow_private
     ],
 )
 def test_retry_after_is_read_as_seconds_or_a_date_and_nonsense_as_nothing(header: str | None, seconds: float) -> None:
-    assert retry_after_seconds(header, NOW) == seconds
+    assert retry_after_seconds(header, NOW.timestamp()) == seconds
 
 
 async def test_what_a_receiver_asks_for_is_respected_within_bounds(sink: WebhookSink) -> None:

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from db.outbox import decisions, endpoints, relay
-from db.outbox.relay import Claimed, Delivered
+from db.outbox import decisions, endpoints, relay, settle
+from db.outbox.relay import Claimed
+from db.outbox.settle import Delivered
 from db.outbox.write import write_events
 from domain.outbox import ErrorClass, EventType, Message, MessageStatus, order_event, shard_of
 from tests.db.shops import Shop
@@ -69,7 +70,7 @@ class Outbox:
         """They were delivered."""
         delivered = [Delivered(each, 12.5) for each in claimed]
         await self.shop.database.transact(
-            lambda connection: relay.settle(connection, SHARD, self.endpoint_id, epoch, delivered)
+            lambda connection: settle.settle(connection, SHARD, self.endpoint_id, epoch, delivered)
         )
 
     async def fail(
@@ -84,7 +85,7 @@ class Outbox:
     ) -> None:
         """It failed for a reason of its own: RETRYING, or FAILED without a delay."""
         await self.shop.database.transact(
-            lambda c: relay.fail(
+            lambda c: settle.fail(
                 c,
                 self.endpoint_id,
                 epoch,
@@ -98,7 +99,7 @@ class Outbox:
 
     async def park(self, messages: Sequence[Message]) -> None:
         """Put them aside if their lane is blocked."""
-        await self.shop.database.transact(lambda connection: relay.park(connection, SHARD, self.endpoint_id, messages))
+        await self.shop.database.transact(lambda connection: settle.park(connection, SHARD, self.endpoint_id, messages))
 
     async def replay(self, position: int) -> MessageStatus:
         """An admin has it sent again."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from db.outbox import decisions, failures, relay, retries
+from db.outbox import decisions, failures, relay, retries, settle
 from db.outbox.decisions import Fixed, MessageMissing, MessageSettled, PayloadRefused
 from domain.outbox import ErrorClass, MessageStatus
 from tests.db.outbox.outboxes import SHARD, A, Outbox
@@ -80,7 +80,7 @@ async def refused_after_an_outage_that_opened_the_breaker(outbox: Outbox, positi
     epoch = await outbox.take()
     (claimed,) = [each for each in await outbox.claim(epoch) if each.message.position == position]
     await outbox.shop.database.transact(
-        lambda c: relay.log_attempt(
+        lambda c: settle.log_attempt(
             c, outbox.endpoint_id, claimed.message, ErrorClass.ENDPOINT, "HTTP 503", in_doubt=True
         )
     )

@@ -10,8 +10,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
-from db.outbox import relay, retries
-from db.outbox.relay import Claimed, Delivered, StaleEpoch
+from db.outbox import relay, retries, settle
+from db.outbox.relay import Claimed, StaleEpoch
+from db.outbox.settle import Delivered
 from db.outbox.write import write_events
 from domain.outbox import ErrorClass, EventType, order_event
 from tests.db.outbox.outboxes import LANES, SHARD, A, B, C, Outbox
@@ -81,7 +82,7 @@ async def late_failure(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
 
 async def late_count(outbox: Outbox, epoch: int, claimed: Claimed) -> None:
     await outbox.shop.database.transact(
-        lambda connection: relay.count_error(connection, SHARD, epoch, ErrorClass.ENDPOINT)
+        lambda connection: settle.count_error(connection, SHARD, epoch, ErrorClass.ENDPOINT)
     )
 
 
@@ -288,7 +289,7 @@ async def test_a_message_that_fails_after_its_replay_starts_its_tries_anew(outbo
 
 async def passes(outbox: Outbox, lane: str, seconds: float = 60.0) -> bool:
     async with outbox.shop.database.read() as connection:
-        return await relay.others_pass(connection, outbox.endpoint_id, f"order:{lane}", seconds)
+        return await settle.others_pass(connection, outbox.endpoint_id, f"order:{lane}", seconds)
 
 
 async def test_another_lanes_success_is_evidence_for_a_while(outbox: Outbox) -> None:
@@ -328,7 +329,7 @@ async def test_a_batch_reads_its_own_rows_only_however_many_wait(outbox: Outbox)
             claimed = await relay.claim(connection, SHARD, outbox.endpoint_id, epoch, relay.Window(look_ahead=500))
             assert len(claimed) == 200
             delivered = [Delivered(each, 12.5) for each in claimed]
-            await relay.settle(connection, SHARD, outbox.endpoint_id, epoch, delivered)
+            await settle.settle(connection, SHARD, outbox.endpoint_id, epoch, delivered)
         reads = text("""
             SELECT relname, seq_scan, idx_tup_fetch FROM pg_stat_xact_user_tables
             WHERE relname IN ('outbox_messages', 'outbox_events', 'outbox_finished') ORDER BY relname
