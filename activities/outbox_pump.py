@@ -27,19 +27,20 @@ SUSPECT_LANES = 5
 """So many lanes failing one after the other, and nothing passing between, are the endpoint's fault all the same."""
 WINDOW = (200, 1000)
 """Messages of one endpoint and shard that are claimed at a time: the second where they go fast."""
-_FAST_SECONDS = 0.1
+_FAST_SECONDS = 0.3
 """So long at most between two claims, and the window grows."""
 _PARALLEL_SENDS = 64
 _LANE_WINDOW = 8
 """Of one lane: a long one leaves room for the others."""
-_LOOK_AHEAD = (500, 16_000)
+_LOOK_AHEAD = (1000, 16_000)
 """Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""
 _PROBE_CHOICE = 20
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
-_GATHER_SECONDS = 0.01
-"""While others are being sent, what is delivered waits so long for company: one settlement for many."""
-_COMPANY = 50
+_GATHER_SECONDS = (0.01, 0.1)
+"""While others are being sent, what is delivered waits for company (one settlement for many): the first at least, and
+the second at most where more lanes are waiting for a sender."""
+_COMPANY = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +186,11 @@ class Pump:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FILL_SECONDS):
                 await self._news.wait()
-        if self._senders and len(self._outcomes) < _COMPANY:
-            await asyncio.sleep(_GATHER_SECONDS)
+        began = time.monotonic()
+        while self._senders and len(self._outcomes) < _COMPANY:
+            await asyncio.sleep(_GATHER_SECONDS[0])
+            if not self._ready or time.monotonic() - began > _GATHER_SECONDS[1]:
+                break
         self._news.clear()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -200,7 +204,7 @@ class Pump:
             await self._settle(delivered)
         for outcome in outcomes:
             if isinstance(outcome, Delivered):
-                self._suspect.clear()
+                await self._blame_events(outcome.claimed.message.lane)
             elif outcome.error.blame is ErrorClass.ENDPOINT:
                 self._broken = self._broken or outcome
             elif outcome.error.blame is ErrorClass.EVENT:
@@ -208,6 +212,16 @@ class Pump:
             else:
                 self._suspect.add(outcome.claimed.message.lane)
                 self._undecided.append(outcome)
+
+    async def _blame_events(self, passed_lane: str) -> None:
+        """A lane passed: what failed in doubt before it, in other lanes, did so for reasons of its own."""
+        self._suspect.clear()
+        waiting, self._undecided = self._undecided, []
+        for failed in waiting:
+            if failed.claimed.message.lane == passed_lane:
+                self._undecided.append(failed)
+            else:
+                await self._fail(failed, ErrorClass.UNKNOWN)
 
     async def _settle(self, delivered: list[Delivered]) -> None:
         await self._database.execute_once(
@@ -222,26 +236,24 @@ class Pump:
         self._passed = dict(list(passed.items())[:2])
 
     async def _judge(self) -> None:
-        """Decide whose fault the doubtful failures are: the event's while other lanes pass, else the endpoint's."""
-        waiting, self._undecided = self._undecided, []
-        for failed in waiting:
-            if len(self._suspect) >= SUSPECT_LANES or self._broken:
-                self._undecided.append(failed)
-                self._broken = self._broken or failed
-            elif self._passed_elsewhere(failed.claimed.message.lane):
-                await self._fail(failed, ErrorClass.UNKNOWN)
-            else:
-                self._undecided.append(failed)
-        # While lanes are under way, they will tell. After them only what other shards saw is left to ask.
-        if self._undecided and not self._senders and not self._outcomes and not self._broken:
-            await self._judge_last()
+        """Decide whose fault the doubtful failures are that no other lane has passed since.
 
-    async def _judge_last(self) -> None:
+        While lanes are under way, they will tell. After them only what passed before, here or at other shards' relays,
+        is left to ask.
+        """
+        if not self._undecided:
+            return
+        if len(self._suspect) >= SUSPECT_LANES:
+            self._broken = self._broken or self._undecided[0]
+        if self._broken or self._senders or self._outcomes:
+            return
         waiting, self._undecided = self._undecided, []
         for failed in waiting:
-            ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, lane=failed.claimed.message.lane)
-            passed = await self._database.execute_once(partial(ask, seconds=EVIDENCE_SECONDS))
-            if passed:
+            lane = failed.claimed.message.lane
+            ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, lane=lane)
+            if self._passed_elsewhere(lane) or await self._database.execute_once(
+                partial(ask, seconds=EVIDENCE_SECONDS)
+            ):
                 await self._fail(failed, ErrorClass.UNKNOWN)
             else:
                 self._undecided.append(failed)

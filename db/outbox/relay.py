@@ -117,8 +117,11 @@ def endpoint_of(row: Row[Any]) -> Endpoint:
     )
 
 
+CLOCK = "SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8) AS seconds"
+
+
 def message_columns(place: str, attempts: str) -> str:
-    """What `message_of` reads, first in a SELECT: `place` has the message's row, `event` its event.
+    """What `message_of` reads, first in a SELECT: `place` has the message's row, `event` its event, `clock` CLOCK.
 
     `failure` is the message's row among the failing ones, if it has one; a payload that was fixed there goes out.
     """
@@ -126,7 +129,7 @@ def message_columns(place: str, attempts: str) -> str:
         {place}.shard, {place}.position, {place}.event_position, {place}.lane, CAST(event.event_id AS text) AS event_id,
         event.event_type, event.subject, CAST(COALESCE(failure.fixed_data, event.data) AS text) AS payload,
         event.occurred_at, {attempts} AS attempts,
-        CAST(extract(epoch FROM clock_timestamp()) AS float8) AS claimed_at, CAST(event.fixes AS text) AS fixes
+        clock.seconds AS claimed_at, CAST(event.fixes AS text) AS fixes
     """
 
 
@@ -142,13 +145,14 @@ async def ready_endpoints(connection: AsyncConnection, shard: int) -> list[Endpo
 
 # The limit comes before the join with the log: the other way round the log is read from its start.
 _CLAIM = text(f"""
-    WITH oldest AS (
-        SELECT m.shard, m.position, m.event_position, m.lane FROM outbox_messages m, outbox_shards s
-        WHERE s.shard = :shard AND s.epoch = :epoch AND m.shard = :shard AND m.endpoint_id = :endpoint_id
+    WITH clock AS MATERIALIZED ({CLOCK}), oldest AS (
+        SELECT m.shard, m.position, m.event_position, m.lane FROM outbox_messages m
+        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id
+            AND EXISTS (SELECT FROM outbox_shards s WHERE s.shard = :shard AND s.epoch = :epoch)
         ORDER BY m.position LIMIT :look_ahead
     ), ready AS (
         SELECT shard, position, event_position, lane
-        FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY position) AS turn FROM oldest) o
+        FROM (SELECT *, row_number() OVER (PARTITION BY lane COLLATE "C" ORDER BY position) AS turn FROM oldest) o
         WHERE turn <= :lane_limit AND position <> ALL(CAST(:in_flight AS bigint[]))
             AND lane <> ALL(CAST(:full_lanes AS text[]))
         ORDER BY position LIMIT LEAST(CAST(:limit AS int), (
@@ -168,7 +172,9 @@ _CLAIM = text(f"""
             AND f.status IN ('RETRYING', 'FAILED')) AS lane_blocked
     FROM ready
     CROSS JOIN LATERAL (SELECT * FROM outbox_events e WHERE e.position = ready.event_position) event
-    LEFT JOIN outbox_failures failure ON failure.endpoint_id = :endpoint_id AND failure.position = ready.position
+    CROSS JOIN clock
+    LEFT JOIN LATERAL (SELECT * FROM outbox_failures f
+        WHERE f.endpoint_id = :endpoint_id AND f.position = ready.position OFFSET 0) failure ON true
     ORDER BY ready.position
 """)
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
 from db.outbox.breaker import close_breaker, open_breaker, take_probe
-from db.outbox.relay import ENDPOINT_COLUMNS, endpoint_of, message_columns, message_of
+from db.outbox.relay import CLOCK, ENDPOINT_COLUMNS, endpoint_of, message_columns, message_of
 from db.outbox.settle import count_error, log_attempt, take_aside
 from db.outbox.write import EVENTS_CHANNEL
 from domain.outbox import (
@@ -30,7 +30,7 @@ INTERRUPTED_ERROR = "the worker ended while it was sending"
 
 _SUSPECTS = text(f"""
     SELECT {message_columns("m", "0")}, m.endpoint_id
-    FROM outbox_claims claim
+    FROM ({CLOCK}) clock CROSS JOIN outbox_claims claim
     JOIN outbox_messages m
         ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id AND m.position = claim.suspect_until
     JOIN outbox_events event ON event.position = m.event_position
@@ -157,7 +157,7 @@ _RETRY_STATE = text("""
 """)
 _BEGIN_RETRY = text(f"""
     UPDATE outbox_failures failure SET attempts = failure.attempts + 1, attempt_began_at = now()
-    FROM outbox_endpoints endpoint, outbox_events event
+    FROM outbox_endpoints endpoint, outbox_events event, ({CLOCK}) clock
     WHERE failure.endpoint_id = :endpoint_id AND failure.position = :position
         AND endpoint.endpoint_id = failure.endpoint_id AND event.position = failure.event_position
     RETURNING {message_columns("failure", "failure.attempts")}, {ENDPOINT_COLUMNS}
