@@ -35,6 +35,7 @@ from activities.standing import ForeignWorkflows, Standing, require_own_workflow
 from db import cross_check, ops
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
 from db.outbox import notifications
+from db.samples import sampling
 from domain.ids import Names
 from domain.outbox import SHARDS, SinkKind
 from logs import configure_logs
@@ -118,6 +119,7 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
         await stack.enter_async_context(_listening(outbox))
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
+        await stack.enter_async_context(sampling(database, settings.sweep_grace_seconds))
         await start_standing(client, names, standing)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id

@@ -15,9 +15,11 @@ from temporalio.client import Client
 
 from api import assignment, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
 from api.auth import Gate, Role
+from api.console import create_console
 from api.problems import install_problem_handlers
 from api.services import Services
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
+from db.samples import sampling
 from domain.ids import Names
 from logs import configure_logs
 from settings import EX_CONFIG, Settings, SettingsError
@@ -35,10 +37,13 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     Raises SettingsError when a token is missing or stands for two roles.
     """
 
+    tokens = _tokens(settings)
+    console = create_console(tokens[Role.ADMIN], settings.installation)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(create_engine(settings.database_url or "", pool_size=_POOL_SIZE, name="waybill-api"))
-        app.state.services = Services(
+        app.state.services = console.state.services = Services(
             database=database,
             temporal=temporal or await connect(os.environ, embedded=settings.temporal_embedded, lazy=True),
             names=Names(settings.installation),
@@ -48,7 +53,8 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
             webhook_allow_private=settings.webhook_allow_private or False,
         )
         try:
-            yield
+            async with sampling(database, settings.sweep_grace_seconds):
+                yield
         finally:
             await database.close()
 
@@ -57,7 +63,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, ops, snapshots):
         app.include_router(room.router)
     install_problem_handlers(app)
-    app.add_middleware(Gate, tokens=_tokens(settings))
+    app.add_middleware(Gate, tokens=tokens, console=console)
     return app
 
 

@@ -43,14 +43,26 @@ def allowed(role: Role, method: str, path: str) -> bool:
     return False
 
 
+def refuse_nul(scope: Scope) -> None:
+    """Raise the problem of an address that holds a NUL character: no row does."""
+    if "\0" in scope["path"]:
+        raise Problem(404, "not-found", "There is nothing at this address.")
+    if b"%00" in scope.get("query_string", b""):
+        raise invalid("invalid-request", "The query holds a NUL character.")
+
+
+_CONSOLE = "/console"
+
+
 class Gate:
     """ASGI middleware: authenticates, authorises, and keeps out what no handler could use.
 
-    The caller's role is `request.state.role` behind it.
+    The caller's role is `request.state.role` behind it. What is for the console goes there: it has a door of its own.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Mapping[Role, str]) -> None:
+    def __init__(self, app: ASGIApp, tokens: Mapping[Role, str], console: ASGIApp) -> None:
         self._app = app
+        self._console = console
         self._tokens = {token.encode(): role for role, token in tokens.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,16 +70,19 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        for_console = scope["path"] == _CONSOLE or scope["path"].startswith(_CONSOLE + "/")
         try:
-            self._check(scope)
+            if not for_console:
+                self._authorise(scope)
+                refuse_nul(scope)
         except Problem as problem:
             await problem.response(scope["path"])(scope, receive, send)
             return
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
-        await self._app(scope, _limited(scope, receive), send)
+        await (self._console if for_console else self._app)(scope, _limited(scope, receive), send)
 
-    def _check(self, scope: Scope) -> None:
+    def _authorise(self, scope: Scope) -> None:
         path = scope["path"]
         if path not in _PUBLIC:
             role = self._role(dict(scope["headers"]).get(b"authorization", b""))
@@ -81,10 +96,6 @@ class Gate:
             if not allowed(role, scope["method"], path):
                 raise Problem(403, "forbidden", f"The role {role} may not do this.")
             scope.setdefault("state", {})["role"] = role
-        if "\0" in path:
-            raise Problem(404, "not-found", "There is nothing at this address.")
-        if b"%00" in scope.get("query_string", b""):
-            raise invalid("invalid-request", "The query holds a NUL character.")
 
     def _role(self, authorization: bytes) -> Role | None:
         scheme, _, given = authorization.partition(b" ")

@@ -152,11 +152,15 @@ async def get_drift(services: ServicesDep) -> dict[str, Any]:
         return await reports.drift_report(connection)
 
 
+MOST_SKUS = 10_000
+"""What one reconciliation can be told to look at."""
+
+
 class Reconcile(NeedsReason):
     """The body of `POST …/inventory/reconcile`."""
 
     dry_run: bool = True
-    skus: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
+    skus: Annotated[list[Text], Field(min_length=1, max_length=MOST_SKUS)] | None = None
 
 
 @router.post("/api/admin/ops/inventory/reconcile", status_code=202)

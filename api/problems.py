@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -84,33 +84,36 @@ _HTTP_PROBLEMS = {
 }
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Turn everything that can be raised into a problem detail."""
+def _detail(request: Request, problem: Problem) -> Response:
+    return problem.response(request.scope["path"])
+
+
+def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Response] = _detail) -> None:
+    """Turn everything that can be raised into a problem, and that into an answer: by default a problem detail."""
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, problem: Problem) -> Response:
-        return problem.response(request.scope["path"])
+        return show(request, problem)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         slug, title = _HTTP_PROBLEMS.get(error.status_code, ("http-error", str(error.detail)))
-        return Problem(error.status_code, slug, title, headers=error.headers).response(request.scope["path"])
+        return show(request, Problem(error.status_code, slug, title, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return _invalid_request(error).response(request.scope["path"])
+        return show(request, _invalid_request(error))
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
         log.error("unexpected error", path=request.scope["path"], exc_info=error)
-        return Problem(500, "internal-error", "Something went wrong on our side.").response(request.scope["path"])
+        return show(request, Problem(500, "internal-error", "Something went wrong on our side."))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
         if not is_passing(error):
             return await on_bug(request, error)
         log.warning("database unavailable", path=request.scope["path"], error=error_code(error))
-        problem = unavailable("database-unavailable", "The database does not answer at the moment.")
-        return problem.response(request.scope["path"])
+        return show(request, unavailable("database-unavailable", "The database does not answer at the moment."))
 
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, on_database_error)

@@ -128,6 +128,12 @@ async def conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
     return (await connection.execute(_CONFLICTS)).all()
 
 
+async def status_totals(connection: AsyncConnection, noun: str) -> dict[str, int]:
+    """How many orders or reservations there are of each status."""
+    rows = await connection.execute(_STATUS_COUNTS)
+    return {row.status: row.total for row in rows if row.noun == noun}
+
+
 async def read_metrics(connection: AsyncConnection, grace_seconds: float) -> Metrics:
     """Read the counters and gauges; closed rows are counted as they change, never scanned."""
     values = (await connection.execute(_METRICS, {"grace_seconds": float(grace_seconds)})).one()

@@ -294,14 +294,21 @@ async def get_order(connection: AsyncConnection, order_id: str) -> Row[Any] | No
 
 
 async def list_orders(
-    connection: AsyncConnection, status: OrderStatus | None, after: tuple[datetime, str] | None, limit: int
+    connection: AsyncConnection,
+    status: OrderStatus | None,
+    after: tuple[datetime, str] | None,
+    limit: int,
+    customer_id: str | None = None,
 ) -> Sequence[Row[Any]]:
-    """A page of orders, newest first."""
+    """A page of orders, newest first: all of them, or those in a status, or a customer's."""
     conditions: list[str] = []
     parameters: dict[str, Any] = {"limit": limit}
     if status is not None:
         conditions.append(" o.status = :status")
         parameters |= {"status": status}
+    if customer_id is not None:
+        conditions.append(" o.customer_id = :customer_id")
+        parameters |= {"customer_id": customer_id}
     if after is not None:
         conditions.append(_PAGE)
         parameters |= {"time": after[0], "id": after[1]}

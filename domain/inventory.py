@@ -15,6 +15,14 @@ class ReservationStatus(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+class ReconciliationStatus(StrEnum):
+    """FAILED: it could not be started; another one may be asked for."""
+
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
 class StockMovement(StrEnum):
     """Why a product's stock changed; the kinds of the stock ledger's entries."""
 

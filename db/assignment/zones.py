@@ -120,6 +120,25 @@ async def change_settings(
     return ZoneSettings(**{**after, "mode": ZoneMode(after["mode"])})
 
 
+_LIST = text("""
+    SELECT z.zone, z.batch_window_seconds, z.max_batch, z.parallel_rounds, z.top_candidates, z.accept_window_seconds,
+        z.max_offers, z.mode, COALESCE(d.waiting, 0) AS waiting, COALESCE(d.attention, 0) AS attention,
+        COALESCE(c.free, 0) AS free
+    FROM zones z
+    LEFT JOIN (SELECT zone, count(*) FILTER (WHERE status <> 'NEEDS_ATTENTION') AS waiting,
+            count(*) FILTER (WHERE status = 'NEEDS_ATTENTION') AS attention
+        FROM deliveries WHERE status IN ('PENDING', 'OFFERED', 'NEEDS_ATTENTION') GROUP BY zone) d ON d.zone = z.zone
+    LEFT JOIN (SELECT zone, count(*) AS free FROM couriers WHERE online AND load < capacity GROUP BY zone) c
+        ON c.zone = z.zone
+    WHERE z.zone > :after ORDER BY z.zone LIMIT :limit
+""")
+
+
+async def list_zones(connection: AsyncConnection, after: str, limit: int) -> Sequence[Row[Any]]:
+    """A page of zones by name: their knobs, what waits for a courier there, and how many couriers are free."""
+    return (await connection.execute(_LIST, {"after": after, "limit": limit})).all()
+
+
 async def ask_for_round(connection: AsyncConnection, zone: str, *, actor: str, reason: str | None) -> None:
     """Have the zone's dispatch run a round now."""
     await write_events(connection, [zone_woken(zone)])

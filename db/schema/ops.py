@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Index, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Index, PrimaryKeyConstraint, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from db.schema.base import metadata, time
@@ -62,6 +62,15 @@ job_runs = Table(
     time("last_error_at"),
     Column("succeeded_total", BigInteger, nullable=False, server_default="0"),
     Column("failed_total", BigInteger, nullable=False, server_default="0"),
+)
+
+metric_samples = Table(
+    "metric_samples",
+    metadata,
+    # What the console's charts draw: one row per time bucket, of the last hour only.
+    time("at", nullable=False),
+    Column("values", JSONB, nullable=False),
+    PrimaryKeyConstraint("at"),
 )
 
 snapshots = Table(

@@ -42,6 +42,7 @@ orders = Table(
     ),
     Index("orders_newest", text("created_at DESC"), text("order_id DESC")),
     Index("orders_newest_by_status", "status", text("created_at DESC"), text("order_id DESC")),
+    Index("orders_newest_by_customer", "customer_id", text("created_at DESC"), text("order_id DESC")),
 )
 
 reservations = Table(

@@ -1,0 +1,67 @@
+"""Assignment: conflicts, zones and their knobs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from api import assignment
+from api.console.pages import form_body, page, said
+from api.console.paging import ShortPage
+from api.models import Reasoned
+from api.services import ServicesDep
+from db import ops
+from db.assignment import zones
+from domain.assignment.states import ZoneMode
+
+router = APIRouter()
+
+
+@router.get("/console/assignment")
+async def show_assignment(
+    request: Request, services: ServicesDep, short_page: Annotated[ShortPage, Depends()]
+) -> Response:
+    """Who lost to whom, and the zones."""
+    after = short_page.after(str)
+    async with services.database.read() as connection:
+        conflicts = await ops.conflict_totals(connection)
+        rows = await zones.list_zones(connection, after[0] if after else "", short_page.limit + 1)
+    listed = short_page.answer(rows, lambda row: dict(row._mapping), lambda row: (row.zone,))
+    totals = {(row.source, row.kind): row.total for row in conflicts}
+    return page(
+        request,
+        "assignment.html",
+        **listed,
+        sources=sorted({source for source, _ in totals}),
+        kinds=sorted({kind for _, kind in totals}),
+        totals=totals,
+    )
+
+
+@router.get("/console/assignment/{zone}")
+async def show_zone(zone: str, request: Request, services: ServicesDep) -> Response:
+    """A zone's knobs."""
+    settings = await assignment.get_settings(zone, services)
+    async with services.database.read() as connection:
+        workers = await ops.workers_alive(connection)
+    workflow = services.workflow_link(services.names.dispatch(zone))
+    return page(request, "zone.html", settings=settings, modes=list(ZoneMode), workflow=workflow, workers=workers)
+
+
+@router.post("/console/assignment/{zone}/settings")
+async def change_settings(zone: str, request: Request, services: ServicesDep) -> Response:
+    """Change knobs, from the next round on."""
+    await assignment.get_settings(zone, services)
+    await assignment.patch_settings(zone, await form_body(request, assignment.PatchSettings), request, services)
+    return said(request, f"The settings of {zone} are saved; its next round uses them.", f"/console/assignment/{zone}")
+
+
+@router.post("/console/assignment/{zone}/run")
+async def run_round(zone: str, request: Request, services: ServicesDep) -> Response:
+    """Have the zone's dispatch run a round now."""
+    await assignment.get_settings(zone, services)
+    reason = (await form_body(request, Reasoned)).reason
+    await assignment.run_round(assignment.Run(zone=zone, reason=reason), request, services)
+    return said(request, f"A round of {zone} was asked for.", f"/console/assignment/{zone}")

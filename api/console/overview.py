@@ -1,0 +1,178 @@
+"""The overview: is it well? And the last hour, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import Row
+
+from api import ops as ops_api
+from api.console.login import login_page
+from api.console.pages import form_body, number_of, page, said
+from api.models import Reasoned
+from api.services import Services, ServicesDep
+from db import ops, reports
+from db.inventory import drift
+from db.ops import OUTBOX_PATIENCE_SECONDS
+from db.samples import BUCKET_SECONDS, read_samples
+
+router = APIRouter()
+
+_SERIES = {
+    "backlog": ("backlog",),
+    "oldest": ("oldestPendingSeconds",),
+    "trouble": ("failed", "stuck", "drift"),
+    "orders": ("reserved", "confirmed"),
+    "conflicts": ("conflicts",),
+}
+"""What a chart draws, by the samples' names. `dispatched` is drawn as a rate."""
+
+
+@router.get("/console")
+async def show_overview(request: Request, services: ServicesDep) -> Response:
+    """Is it well? Strangers are asked to log in."""
+    if request.state.session is None:
+        return login_page(request, "/console")
+    return page(request, "overview.html", **await _read(services))
+
+
+@router.get("/console/")
+async def show_overview_too(request: Request, services: ServicesDep) -> Response:
+    """The same, for who types a slash too many."""
+    return await show_overview(request, services)
+
+
+@router.get("/console/badges")
+async def show_badges(request: Request, services: ServicesDep) -> Response:
+    """The counts beside the names of the pages."""
+    async with services.database.read() as connection:
+        metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
+        drift_totals = await drift.drift_totals(connection)
+    return page(request, "badges.html", **_figures(metrics, drift_totals))
+
+
+async def _read(services: Services) -> dict[str, Any]:
+    """Everything on one snapshot."""
+    async with services.database.read() as connection:
+        metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
+        drift_totals = await drift.drift_totals(connection)
+        checks = await ops.check_invariants(connection)
+        health = await reports.health_report(connection)
+        samples = await read_samples(connection)
+    figures = _figures(metrics, drift_totals)
+    invariants = reports.show_invariants(checks)
+    return {
+        **figures,
+        "invariants": invariants,
+        "health": health,
+        "troubles": _troubles(figures, invariants, health),
+        "orders": _counts(metrics.status_counts, "orders"),
+        "conflicts_last_hour": max(0, figures["conflicts"] - samples[0].values.get("conflicts", 0)) if samples else 0,
+        "last_hour": _last_hour(samples),
+    }
+
+
+def _figures(metrics: ops.Metrics, drift_totals: Row[Any]) -> dict[str, Any]:
+    values = metrics.values
+    return {
+        "backlog": values.outbox_backlog,
+        "oldest_pending_seconds": values.outbox_oldest_pending_seconds,
+        "failed": values.outbox_failed,
+        "retry_attempts": values.outbox_retry_attempts,
+        "dispatched": values.dispatched or 0,
+        "stuck": values.stuck_reservations,
+        "drifted_products": drift_totals.products,
+        "drift_quantity": drift_totals.quantity,
+        "pending_deliveries": values.pending_deliveries,
+        "open_breakers": [row.name for row in metrics.breakers if not row.closed],
+        "webhooks": len(metrics.breakers),
+        "conflicts": sum(row.total for row in metrics.conflicts),
+    }
+
+
+def _counts(rows: Sequence[Row[Any]], noun: str) -> dict[str, int]:
+    return {row.status: row.total for row in rows if row.noun == noun}
+
+
+def _troubles(
+    figures: Mapping[str, Any], invariants: Mapping[str, Any], health: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """What is not well, each with where to look."""
+    broken = [check["name"] for check in invariants["checks"] if not check["ok"]]
+    unowned = sum(not relay["ownerAlive"] for relay in health["relays"])
+    found = [
+        (not health["workers"]["alive"], "No worker is alive", "/console#workers"),
+        (bool(broken), f"{number_of(len(broken), 'invariant')} broken", "/console#invariants"),
+        (figures["failed"], f"{number_of(figures['failed'], 'message')} failed", "/console/failures"),
+        (figures["stuck"], f"{number_of(figures['stuck'], 'reservation')} stuck", "/console/reservations"),
+        (
+            figures["drifted_products"],
+            f"{number_of(figures['drifted_products'], 'product')} drifted",
+            "/console/inventory",
+        ),
+        (figures["open_breakers"], f"Not sent to: {', '.join(figures['open_breakers'])}", "/console/webhooks"),
+        (
+            figures["oldest_pending_seconds"] > OUTBOX_PATIENCE_SECONDS and not figures["open_breakers"],
+            "The oldest message has been ready for more than 5 min",
+            "/console#outbox",
+        ),
+        (health["workers"]["alive"] and unowned, f"{number_of(unowned, 'relay shard')} carried by nobody", "#workers"),
+        (health["database"]["lockWaits"], "Sessions wait for locks", "/console#database"),
+    ]
+    return [(sentence, address) for there, sentence, address in found if there]
+
+
+# --- the last hour
+
+
+@router.get("/console/charts")
+async def get_charts(services: ServicesDep) -> JSONResponse:
+    """The charts' points: `at` in seconds since the epoch, and each chart's series, null where nobody took samples."""
+    async with services.database.read() as connection:
+        samples = await read_samples(connection)
+    return JSONResponse(_charts(samples))
+
+
+def _charts(samples: Sequence[Row[Any]]) -> dict[str, Any]:
+    by_bucket = {row.at: row.values for row in samples}
+    at = range(samples[0].at, samples[-1].at + 1, BUCKET_SECONDS) if samples else range(0)
+    charts = {
+        chart: [[by_bucket.get(bucket, {}).get(name) for bucket in at] for name in names]
+        for chart, names in _SERIES.items()
+    }
+    dispatched = [by_bucket.get(bucket, {}).get("dispatched") for bucket in at]
+    charts["dispatched"] = [_rate_per_minute(dispatched)]
+    return {"at": list(at), "charts": charts}
+
+
+def _rate_per_minute(totals: Sequence[int | None]) -> list[float | None]:
+    """How a counter grew from each sample to the next."""
+    per_minute = 60 / BUCKET_SECONDS
+    rates: list[float | None] = [None]
+    for before, after in pairwise(totals):
+        rates.append(None if before is None or after is None else (after - before) * per_minute)
+    return rates if totals else []
+
+
+def _last_hour(samples: Sequence[Row[Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """Of each chart's series the newest, the lowest and the highest value: the charts in words."""
+    charts = _charts(samples)["charts"]
+    told: dict[str, list[tuple[float, float, float]]] = {}
+    for chart, series in charts.items():
+        known = [[value for value in values if value is not None] for values in series]
+        told[chart] = [(values[-1], min(values), max(values)) for values in known if values]
+    return told
+
+
+# --- what can be done here
+
+
+@router.post("/console/cross-check")
+async def cross_check(request: Request, services: ServicesDep) -> Response:
+    """Make rows and workflows agree now."""
+    await ops_api.cross_check(request, services, await form_body(request, Reasoned))
+    return said(request, "The cross-check has begun.", "/console")
