@@ -198,6 +198,7 @@ class Supervisor:
         announce.status(
             [
                 ("API", url),
+                ("Console", f"{url}/console"),
                 ("Temporal UI", self._settings.temporal_ui_url or "(WAYBILL_TEMPORAL_UI_URL does not say)"),
                 ("Temporal", temporal_address),
                 ("PostgreSQL", f"{place_of(database_url)} (make psql)"),

@@ -17,12 +17,14 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from db import cross_check, ops
+from db import cross_check, ops, samples
 from db import order as orders
+from db.assignment import zones
 from db.engine import create_engine
 from db.inventory import drift, holds
 from db.migrations import migrate
 from db.outbox import failures, replays, retries
+from db.overview import read_overview
 from db.schema import metadata
 from domain.outbox import MessageStatus, ReplayAction
 from local.postgres import SUPERUSER
@@ -115,6 +117,15 @@ async def _replays(connection: AsyncConnection) -> None:
     await replays.get(connection, "soak")
 
 
+async def _overview(connection: AsyncConnection) -> None:
+    await samples.take_sample(connection, GRACE_SECONDS)
+    await read_overview(connection, GRACE_SECONDS)
+
+
+async def _zones(connection: AsyncConnection) -> None:
+    await zones.list_zones(connection, "", 50)
+
+
 VIEWS: Mapping[str, Callable[[AsyncConnection], Awaitable[None]]] = {
     "stuck": _stuck,
     "metrics": _metrics,
@@ -125,6 +136,8 @@ VIEWS: Mapping[str, Callable[[AsyncConnection], Awaitable[None]]] = {
     "invariants": _invariants,
     "failures": _failures,
     "replays": _replays,
+    "overview": _overview,
+    "zones": _zones,
 }
 """What is asked often: each calls the functions of `db` as the floors above do, so that the plans follow the code."""
 

@@ -28,7 +28,8 @@ def login_page(request: Request, wanted: str, *, wrong: bool = False) -> Respons
 
 def _own(address: str) -> str:
     """The address if it is one of the console's pages, else the overview."""
-    return address if _OWN_ADDRESS.fullmatch(address) and not address.startswith(LOGIN) else "/console"
+    own = _OWN_ADDRESS.fullmatch(address) and ".." not in address and not address.startswith(LOGIN)
+    return address if own else "/console"
 
 
 @router.post(LOGIN)

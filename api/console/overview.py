@@ -18,6 +18,7 @@ from api.services import Services, ServicesDep
 from db import ops, reports
 from db.inventory import drift
 from db.ops import OUTBOX_PATIENCE_SECONDS
+from db.overview import read_overview
 from db.samples import BUCKET_SECONDS, read_samples
 
 router = APIRouter()
@@ -33,17 +34,12 @@ _SERIES = {
 
 
 @router.get("/console")
+@router.get("/console/")
 async def show_overview(request: Request, services: ServicesDep) -> Response:
     """Is it well? Strangers are asked to log in."""
     if request.state.session is None:
         return login_page(request, "/console")
     return page(request, "overview.html", **await _read(services))
-
-
-@router.get("/console/")
-async def show_overview_too(request: Request, services: ServicesDep) -> Response:
-    """The same, for who types a slash too many."""
-    return await show_overview(request, services)
 
 
 @router.get("/console/badges")
@@ -56,23 +52,20 @@ async def show_badges(request: Request, services: ServicesDep) -> Response:
 
 
 async def _read(services: Services) -> dict[str, Any]:
-    """Everything on one snapshot."""
+    """The overview as its page shows it."""
     async with services.database.read() as connection:
-        metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
-        drift_totals = await drift.drift_totals(connection)
-        checks = await ops.check_invariants(connection)
-        health = await reports.health_report(connection)
-        samples = await read_samples(connection)
-    figures = _figures(metrics, drift_totals)
-    invariants = reports.show_invariants(checks)
+        read = await read_overview(connection, services.sweep_grace_seconds)
+    figures = _figures(read.metrics, read.drift_totals)
+    invariants = reports.show_invariants(read.checks)
+    earlier = read.samples[0].values.get("conflicts", 0) if read.samples else figures["conflicts"]
     return {
         **figures,
         "invariants": invariants,
-        "health": health,
-        "troubles": _troubles(figures, invariants, health),
-        "orders": _counts(metrics.status_counts, "orders"),
-        "conflicts_last_hour": max(0, figures["conflicts"] - samples[0].values.get("conflicts", 0)) if samples else 0,
-        "last_hour": _last_hour(samples),
+        "health": read.health,
+        "troubles": _troubles(figures, invariants, read.health),
+        "orders": {row.status: row.total for row in read.metrics.status_counts if row.noun == "orders"},
+        "conflicts_last_hour": max(0, figures["conflicts"] - earlier),
+        "last_hour": _last_hour(read.samples),
     }
 
 
@@ -92,10 +85,6 @@ def _figures(metrics: ops.Metrics, drift_totals: Row[Any]) -> dict[str, Any]:
         "webhooks": len(metrics.breakers),
         "conflicts": sum(row.total for row in metrics.conflicts),
     }
-
-
-def _counts(rows: Sequence[Row[Any]], noun: str) -> dict[str, int]:
-    return {row.status: row.total for row in rows if row.noun == noun}
 
 
 def _troubles(

@@ -33,9 +33,9 @@ class Sessions:
         """Whether this is the admin token; how long the answer takes says nothing."""
         return hmac.compare_digest(self._admin_token, given.encode(errors="replace"))
 
-    def open(self) -> str:
-        """The cookie of a new session."""
-        claim = f"{int(time.time()) + SESSION_SECONDS}.{secrets.token_urlsafe(16)}"
+    def open(self, seconds: int = SESSION_SECONDS) -> str:
+        """The cookie of a new session that lasts so long."""
+        claim = f"{int(time.time()) + seconds}.{secrets.token_urlsafe(16)}"
         return f"{claim}.{self._sign('session', claim)}"
 
     def find(self, cookie: str | None) -> Session | None:

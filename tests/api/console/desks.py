@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import httpx
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
 from db import order as orders
 from tests.db.shops import new_order
@@ -117,6 +117,13 @@ async def tab_to(page: Page, name: str, *, backwards: bool = False) -> None:
         if await _focused(page) == name:
             return
     raise AssertionError(f"no way to {name!r} by keyboard")
+
+
+async def follow(page: Page, name: str, heading: str) -> None:
+    """Press what is called `name`, and wait for the page that it leads to."""
+    await tab_to(page, name)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_have_text(heading)
 
 
 async def _focused(page: Page) -> str:

@@ -1,0 +1,158 @@
+"""The console in a real browser: by keyboard alone, in both themes, live, and fit for a screen reader."""
+
+from __future__ import annotations
+
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
+from playwright.async_api import Browser, Page, expect
+from temporalio.client import Client
+
+from tests.api.console.desks import actions, failed, follow, reserved, seated, tab_to
+from tests.api.console.test_pages import fill
+from tests.houses import House, open_house
+
+PAGES = (
+    "",
+    "/failures",
+    "/events/{event}",
+    "/reservations",
+    "/inventory",
+    "/inventory/reconcile/{operation}",
+    "/assignment",
+    "/assignment/north",
+    "/orders",
+    "/orders/o-1",
+    "/webhooks",
+    "/actions",
+    "/nothing",
+)
+
+
+async def test_by_keyboard_alone_drift_is_reconciled_a_knob_changed_and_an_order_found(
+    browser: Browser, house: House
+) -> None:
+    await house.product("tea", 9)
+    order_id = await house.reserved("k-1", {"tea": 2})
+    await house.sql("UPDATE products SET reserved = 5")
+    async with seated(browser, house) as page:
+        await follow(page, "1 product drifted", "Inventory")
+        await expect(page.get_by_role("status").first).to_contain_text("1 product drifted, by 3 units")
+        await tab_to(page, "Reason")
+        await page.keyboard.type("a drill")
+        await follow(page, "Begin the dry run", "Dry run")
+        await expect(page.get_by_role("status").first).to_contain_text("1 product would be corrected")
+        assert await house.stock("tea") == (9, 5)
+        await tab_to(page, "Reason")
+        await page.keyboard.type("as the dry run said")
+        await follow(page, "Apply to 1 product", "Reconciliation")
+        await expect(page.get_by_role("status").first).to_contain_text("Corrected: 1 product")
+        assert await house.stock("tea") == (9, 2)
+
+        await follow(page, "Assignment", "Assignment")
+        await follow(page, "north", "Zone north")
+        await tab_to(page, "Rounds at once")
+        await page.keyboard.type("3")
+        await tab_to(page, "Save")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#said")).to_contain_text("The settings of north are saved")
+        assert (await house.get("/api/admin/ops/assignment/settings/north"))["parallelRounds"] == 3
+
+        await follow(page, "Orders", "Orders")
+        await tab_to(page, "Order, delivery or workflow id, or Idempotency-Key")
+        await page.keyboard.type("k-1")
+        await follow(page, "Find", f"Order {order_id[:8]}")
+        await expect(page.locator("#timeline")).to_contain_text("order reserved")
+    reasons = {action["reason"] for action in await actions(house, "inventory.reconcile")}
+    assert reasons == {"a drill", "as the dry run said"}
+    assert len(await actions(house, "assignment.settings")) == 1
+
+
+async def test_news_come_without_a_reload_and_leave_alone_what_somebody_does(
+    browser: Browser, quiet_house: House
+) -> None:
+    await quiet_house.product("tea", 9)
+    await reserved(quiet_house, "o-1")
+    await quiet_house.sql("UPDATE products SET reserved = 3")
+    async with seated(browser, quiet_house) as page:
+        await page.goto("/console/inventory")
+        await page.evaluate("window.sameLoad = true")
+        await tab_to(page, "1 holds of tea")
+        await page.keyboard.press("Enter")
+        await tab_to(page, "Reason")
+        await page.keyboard.type("half a sen")
+        await quiet_house.sql("UPDATE products SET reserved = 4")
+        await expect(page.get_by_role("status").first).to_contain_text("by 3 units")
+        await page.keyboard.type("tence")
+        assert await page.locator("#holds-tea").get_attribute("open") is not None
+        assert await page.get_by_label("Reason").input_value() == "half a sentence"
+        await quiet_house.product("coffee", 9)
+        await quiet_house.sql("UPDATE products SET reserved = 1 WHERE sku = 'coffee'")  # another row: the table is new
+        await page.evaluate("htmx.trigger(document.body, 'changed')")  # as when an action was done: no need to wait
+        await expect(page.get_by_role("row", name="coffee")).to_be_visible()
+        await page.keyboard.type(", and more")
+        assert await page.get_by_label("Reason").input_value() == "half a sentence, and more"
+        assert await page.locator("#holds-tea").get_attribute("open") is not None
+        assert await page.evaluate("window.sameLoad")
+
+
+async def test_a_replayed_message_leaves_the_list_at_once_and_the_outcome_is_read_out(
+    browser: Browser, quiet_house: House
+) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    await quiet_house.product("tea", 9)
+    message, _ = await failed(quiet_house)
+    async with seated(browser, quiet_house) as page:
+        await expect(page.locator("#badge-failures")).to_contain_text("1 failed")
+        await page.goto("/console/failures")
+        await tab_to(page, f"Replay {message}")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#said[role=status]")).to_contain_text("it is PENDING")
+        await expect(page.get_by_text("No message is FAILED.")).to_be_visible()
+        await expect(page.locator("#badge-failures")).to_be_empty()
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#said")).to_be_empty()
+
+
+async def test_no_page_has_serious_findings_of_axe_in_either_theme_nor_breaks_its_own_policy(
+    browser: Browser, database_url: str, client: Client, installation: str
+) -> None:
+    async with open_house(database_url, client, installation, worker=False) as house:
+        event, operation = await fill(house)
+        async with seated(browser, house, color_scheme="light") as page:
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            await page.goto("/console")
+            assert await _ground(page) > 200
+            await _find_nothing(page, event, operation)
+            await tab_to(page, "Dark theme", backwards=True)
+            await page.keyboard.press("Enter")
+            assert await _ground(page) < 60
+            await _find_nothing(page, event, operation)  # the choice stays from page to page
+            assert [line for line in said if "404" not in line] == []
+            await page.context.clear_cookies()
+            for scheme in ("light", "dark"):
+                await page.emulate_media(color_scheme=scheme)
+                await page.goto("/console")
+                await _no_serious_findings(page)
+
+
+async def _ground(page: Page) -> int:
+    """How bright the page's background is."""
+    bright: int = await page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
+    return bright
+
+
+async def _find_nothing(page: Page, event: str, operation: str) -> None:
+    for path in PAGES:
+        await page.goto("/console" + path.format(event=event, operation=operation))
+        await _no_serious_findings(page)
+
+
+async def _no_serious_findings(page: Page) -> None:
+    results = await Axe().run(page)
+    serious = [
+        (page.url, found["id"], [node["target"] for node in found["nodes"]])
+        for found in results.response["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+    assert serious == []

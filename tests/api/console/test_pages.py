@@ -1,0 +1,164 @@
+"""The console's pages: each shows its rows, whatever they hold, and needs nobody but PostgreSQL."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from temporalio.client import Client
+
+from db.samples import BUCKET_SECONDS, sample_if_due
+from domain.ids import order_id
+from local.ports import free_port
+from tests.api.console.desks import failed, logged_in, reserved
+from tests.houses import House, open_house
+
+HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
+INLINE = re.compile(r"<style|\sstyle=|\son\w+=|<script(?! src=)|javascript:|hx-on", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """The text as a page that escapes it holds it."""
+    return html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+
+
+async def fill(house: House) -> tuple[str, str]:
+    """Rows for every page, hostile wherever somebody else's text is kept; a failed event's id and a dry run's."""
+    await house.product("tea", 50)
+    await house.webhook("shop", "http://127.0.0.1:9/?q=%3Cscript%3E&x='\"<script>", reason=HOSTILE)
+    await house.product("tea", 60)
+    await reserved(house, "o-1")
+    await house.sql("UPDATE orders SET customer_id = :hostile", hostile=HOSTILE)
+    await house.sql("UPDATE reservations SET expires_at = now() - interval '1 hour'")
+    _, event_id = await failed(house, HOSTILE)
+    await house.sql("UPDATE outbox_endpoints SET open_until = now(), last_error = :hostile", hostile=HOSTILE)
+    await house.sql("UPDATE products SET reserved = reserved + 2")
+    await house.sql("INSERT INTO conflict_counts VALUES ('auto', 'capacity', 0, 3)")
+    await house.sql(
+        "INSERT INTO reconciliations (operation_id, dry_run, actor, reason, status)"
+        " VALUES ('op-1', true, 'admin', :hostile, 'DONE')",
+        hostile=HOSTILE,
+    )
+    await house.sql(
+        "INSERT INTO corrections (operation_id, sku, reserved_before, reserved_after, ledger_before, ledger_after,"
+        " applied) VALUES ('op-1', 'tea', 3, 1, 60, 60, false)"
+    )
+    return event_id, "op-1"
+
+
+async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
+    database_url: str, installation: str
+) -> None:
+    nowhere = await Client.connect(f"127.0.0.1:{free_port()}", lazy=True)
+    async with open_house(database_url, nowhere, installation, worker=False) as house:
+        event_id, operation_id = await fill(house)
+        pages = {
+            "": ("Needs attention", "No worker is alive", "reserved matches active reservations", "1 message failed"),
+            "/failures": ("inventory.adjusted", "/replay", shown(HOSTILE), "outbox-failure-"),
+            f"/events/{event_id}": ("To shop", shown(HOSTILE), "Ignore for good"),
+            "/reservations": ("o-1", "1 h 00 min", "Temporal does not answer", "none is alive"),
+            "/inventory": ("+2", "1 product drifted", "none is alive"),
+            f"/inventory/reconcile/{operation_id}": ("Apply to 1 product", shown(HOSTILE)),
+            "/assignment": ("capacity", "north"),
+            "/assignment/north": ("Batch window", "none is alive"),
+            "/orders": ("o-1", shown(HOSTILE), f"{installation}-order-o-1"),
+            "/orders/o-1": ("RESERVED", shown(HOSTILE), "Timeline"),
+            "/webhooks": ("shop", "open", shown(HOSTILE), "Send again"),
+            "/actions": ("webhook.put", shown(HOSTILE), "Before, after"),
+        }
+        async with logged_in(house) as desk:
+            for path, words in pages.items():
+                page = await desk.get(path)
+                assert [word for word in words if word not in page] == [], path
+                assert "<script>alert" not in page
+                assert INLINE.findall(page) == [], path
+                assert re.findall(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1:8233/)', page) == []
+
+
+async def test_a_page_that_asks_for_news_gets_its_live_part_alone(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+    async with logged_in(quiet_house) as desk:
+        for path in ("", "/failures", "/reservations", "/inventory", "/assignment", "/orders", "/webhooks", "/actions"):
+            whole = await desk.get(path)
+            part = (await desk.http.get(f"/console{path}", headers={"HX-Request": "true"})).text
+            assert "<html" in whole
+            assert "<html" not in part
+            assert part.strip() in whole or path == ""  # the overview's seconds go on
+
+
+async def test_all_is_well_only_when_it_is(house: House) -> None:
+    async with logged_in(house) as desk:
+        assert "All is well" in await desk.get("") or "carried by nobody" in await desk.get("")
+        await house.product("tea", 5)
+        await house.sql("UPDATE products SET reserved = 1")
+        assert "All is well" not in await desk.get("")
+
+
+async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
+    async with logged_in(quiet_house) as desk:
+        for path, status, words in (
+            ("/nothing", 404, "There is nothing at this address."),
+            ("/orders/nope", 404, "There is no such order."),
+            ("/events/nope", 404, "There is no such event."),
+            ("/assignment/nope", 404, "There is no such zone."),
+            ("/inventory/reconcile/nope", 404, "There is no such reconciliation."),
+            ("/orders?cursor=nope", 422, "The cursor is not one that this list gave out."),
+            ("/failures?status=nope", 422, "There is no message status of that name."),
+            ("/orders?customer=%00", 422, "NUL"),
+            ("/orders/a%00b", 404, "There is nothing at this address."),
+        ):
+            assert words in await desk.get(path, status=status)
+
+
+async def test_long_lists_go_on_page_by_page(quiet_house: House) -> None:
+    await quiet_house.sql(
+        "INSERT INTO admin_actions (actor, action, target) SELECT 'admin', 'drill', 'n:' || n"
+        " FROM generate_series(1, 60) n"
+    )
+    seen: list[str] = []
+    path = "/actions"
+    async with logged_in(quiet_house) as desk:
+        while path:
+            page = await desk.get(path)
+            seen += re.findall(r"<td[^>]*>(n:\d+)</td>", page)
+            older = re.findall(r'href="/console(/actions\?cursor=[^"]+)"', page)
+            path = html.unescape(older[0]) if older else ""
+    assert seen == [f"n:{number}" for number in range(60, 0, -1)]
+
+
+async def test_an_order_is_found_by_whatever_somebody_has_in_hand(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+    found = order_id("client", "my key")
+    await reserved(quiet_house, found)
+    await reserved(quiet_house, "o-2")
+    await quiet_house.sql("UPDATE orders SET customer_id = 'c-2' WHERE order_id = 'o-2'")
+    await quiet_house.sql(
+        "INSERT INTO deliveries (delivery_id, order_id, zone, status, promised_at, dropoff, timeline)"
+        " VALUES ('d-1', :id, 'north', 'PENDING', now(), '{}', '[]')",
+        id=found,
+    )
+    async with logged_in(quiet_house) as desk:
+        for hint in (found, f" {found} ", "d-1", "my key", quiet_house.names.order(found)):
+            answer = await desk.http.get("/console/orders", params={"find": hint})
+            assert (answer.status_code, answer.headers["location"]) == (303, f"/console/orders/{found}")
+        assert "No order, delivery or workflow" in await desk.get("/orders?find=nothing", status=404)
+        of_customer = await desk.get("/orders?customer=c-2&status=RESERVED")
+        assert ("o-2" in of_customer, found in of_customer) == (True, False)
+        assert "o-2" not in await desk.get("/orders?customer=c-2&status=CONFIRMED")
+
+
+async def test_the_charts_show_what_was_sampled_and_where_nobody_sampled(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+    assert await sample_if_due(quiet_house.database, 5)
+    await quiet_house.sql(
+        'INSERT INTO metric_samples (at, "values") SELECT at - make_interval(secs => :seconds),'
+        ' \'{"backlog": 4, "dispatched": 0}\' FROM metric_samples',
+        seconds=float(3 * BUCKET_SECONDS),
+    )
+    async with logged_in(quiet_house) as desk:
+        charts = (await desk.http.get("/console/charts")).json()
+        page = await desk.get("")
+    assert [at - charts["at"][0] for at in charts["at"]] == [0, 15, 30, 45]
+    assert charts["charts"]["backlog"] == [[4, None, None, 0]]
+    assert charts["charts"]["dispatched"] == [[None, None, None, None]]
+    assert "in the last hour from 0 to 4" in page
