@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import re
 
+import httpx
 from temporalio.client import Client
 
+from api.app import create_app
 from db.samples import BUCKET_SECONDS, sample_if_due
 from domain.ids import order_id
 from local.ports import free_port
+from settings import Settings
 from tests.api.console.desks import failed, logged_in, reserved
-from tests.houses import House, open_house
+from tests.houses import TOKENS, House, open_house
 
 HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
 INLINE = re.compile(r"<style|\sstyle=|\son\w+=|<script(?! src=)|javascript:|hx-on", re.IGNORECASE)
@@ -108,6 +111,24 @@ async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
             ("/orders/a%00b", 404, "There is nothing at this address."),
         ):
             assert words in await desk.get(path, status=status)
+
+
+async def test_with_the_database_down_who_logs_in_is_told_so(client: Client) -> None:
+    settings = Settings(
+        database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none",
+        client_token=TOKENS["client"],
+        courier_token=TOKENS["courier"],
+        admin_token=TOKENS["admin"],
+    )
+    app = create_app(settings, client)
+    caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://console")
+    async with app.router.lifespan_context(app), caller as http:
+        assert (await http.post("/console/login", data={"token": TOKENS["admin"]})).status_code == 303
+        for headers in ({}, {"HX-Request": "true"}):
+            answer = await http.get("/console", headers=headers)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+            assert "The database does not answer at the moment." in answer.text
+            assert ("<html" in answer.text) == (headers == {})
 
 
 async def test_long_lists_go_on_page_by_page(quiet_house: House) -> None:
