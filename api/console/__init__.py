@@ -10,7 +10,18 @@ from pathlib import Path
 from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from api.console import actions, assignment, failures, inventory, login, orders, overview, reservations, webhooks
+from api.console import (
+    actions,
+    assignment,
+    failures,
+    inventory,
+    login,
+    orders,
+    overview,
+    replays,
+    reservations,
+    webhooks,
+)
 from api.console.door import Door, require_csrf_token
 from api.console.pages import STATIC, show_problem
 from api.console.session import Sessions
@@ -30,7 +41,7 @@ def create_console(admin_token: str, installation: str) -> FastAPI:
     console.state.sessions = sessions
     console.state.installation = installation
     console.mount(STATIC.rstrip("/"), StaticFiles(directory=Path(__file__).parent / "static"))
-    for room in (login, overview, failures, reservations, inventory, assignment, orders, webhooks, actions):
+    for room in (login, overview, failures, replays, reservations, inventory, assignment, orders, webhooks, actions):
         console.include_router(room.router)
     install_problem_handlers(console, show_problem)
     console.add_middleware(Door, sessions=sessions)

@@ -18,6 +18,7 @@ router = APIRouter()
 _PAGES = {
     "zone": "/console/assignment/",
     "reconciliation": "/console/inventory/reconcile/",
+    "replays": "/console/replays/",
 }
 """Where a target is shown, by its kind."""
 

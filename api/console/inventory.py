@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api import inventory
-from api.console.pages import checked, form_body, go, page
+from api.console.pages import form_body, go, page, validated
 from api.models import NeedsReason
 from api.problems import conflict
 from api.services import ServicesDep
@@ -29,7 +29,7 @@ async def show_drift(request: Request, services: ServicesDep) -> Response:
 async def begin_dry_run(request: Request, services: ServicesDep) -> Response:
     """Say what a reconciliation would change, and change nothing."""
     asked = await form_body(request, NeedsReason)
-    found = await inventory.reconcile(checked(inventory.Reconcile, {"reason": asked.reason}), request, services)
+    found = await inventory.reconcile(validated(inventory.Reconcile, {"reason": asked.reason}), request, services)
     return go(request, _address(found["operationId"]))
 
 
@@ -48,7 +48,7 @@ async def apply(operation_id: str, request: Request, services: ServicesDep) -> R
     if not _can_apply(dry_run):
         raise conflict("nothing-to-apply", "Only a dry run that has ended and found something can be applied.")
     skus = [correction["sku"] for correction in dry_run["corrections"]][: inventory.MOST_SKUS]
-    body = inventory.Reconcile.model_validate({"dryRun": False, "skus": skus, "reason": asked.reason})
+    body = validated(inventory.Reconcile, {"dryRun": False, "skus": skus, "reason": asked.reason})
     found = await inventory.reconcile(body, request, services)
     return go(request, _address(found["operationId"]))
 

@@ -108,20 +108,24 @@ def _plain(value: Any) -> str:
 # --- what a form holds
 
 
-async def form_body(request: Request, model: type[Form]) -> Form:
-    """The form as the body that the API's own call takes; fields left empty are not said."""
-    fields = {
+async def form_fields(request: Request) -> dict[str, str]:
+    """What the form says; fields left empty are not said."""
+    return {
         name: value
         for name, value in (await request.form()).items()
         if isinstance(value, str) and value.strip() and name != "csrf"
     }
-    return checked(model, fields)
 
 
-def checked(model: type[Form], fields: Mapping[str, Any]) -> Form:
-    """The body of these fields, or the problem that the API would answer."""
+async def form_body(request: Request, model: type[Form]) -> Form:
+    """The form as the body that the API's own call takes."""
+    return validated(model, await form_fields(request), texts=True)
+
+
+def validated(model: type[Form], fields: Mapping[str, Any], *, texts: bool = False) -> Form:
+    """The body of these fields, or the problem that the API would answer. `texts`: numbers are still written out."""
     try:
-        return model.model_validate_strings(fields)
+        return model.model_validate_strings(fields) if texts else model.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 

@@ -68,13 +68,13 @@ async def failed(house: House, error: str = "422: no such customer") -> tuple[st
                 JOIN outbox_endpoints e USING (endpoint_id) WHERE e.kind = 'webhook' ORDER BY m.position LIMIT 1)
             RETURNING shard, endpoint_id, position, event_position, lane
         ), logged AS (
-            INSERT INTO outbox_attempts (endpoint_id, position, outcome, error_class, error)
-            SELECT endpoint_id, position, 'failed', 'event', :error FROM taken
+            INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error_class, error)
+            SELECT endpoint_id, position, event_position, 'failed', 'event', :error FROM taken
         ), failed AS (
             INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status,
-                attempts, error_class, last_error, workflow_started_at)
+                attempts, error_class, last_error, fingerprint)
             SELECT t.endpoint_id, t.position, t.event_position, t.shard, t.lane, e.event_type, 'FAILED', 3, 'event',
-                :error, now()
+                :error, md5(:error)
             FROM taken t JOIN outbox_events e ON e.position = t.event_position
         )
         SELECT t.position, t.endpoint_id, CAST(e.event_id AS text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, Page, expect
 from temporalio.client import Client
@@ -9,11 +11,15 @@ from temporalio.client import Client
 from tests.api.console.desks import actions, failed, follow, reserved, seated, tab_to
 from tests.api.console.test_pages import fill
 from tests.houses import House, open_house
+from tests.receivers import Receiver
 
 PAGES = (
     "",
     "/failures",
+    "/failures/groups",
     "/events/{event}",
+    "/replays",
+    "/replays/op-2",
     "/reservations",
     "/inventory",
     "/inventory/reconcile/{operation}",
@@ -64,6 +70,41 @@ async def test_by_keyboard_alone_drift_is_reconciled_a_knob_changed_and_an_order
     reasons = {action["reason"] for action in await actions(house, "inventory.reconcile")}
     assert reasons == {"a drill", "as the dry run said"}
     assert len(await actions(house, "assignment.settings")) == 1
+
+
+async def test_by_keyboard_alone_a_poisoned_event_is_fixed_and_replayed(
+    browser: Browser, house: House, receiver: Receiver
+) -> None:
+    await house.webhook("shop", receiver.url, enabled=False)
+    await house.product("tea", 9)
+    message, event_id = await failed(house)
+    await house.call("POST", "/api/admin/webhooks/shop/enable")
+    async with seated(browser, house) as page:
+        await follow(page, "1 message failed", "Failures")
+        await follow(page, "inventory.adjusted", "Event inventory.adjusted")
+        await tab_to(page, f"Fix the payload of message {message}")
+        await page.keyboard.press("Enter")
+        await tab_to(page, "Payload (JSON; it keeps the event's id only if no attempt can have arrived)")
+        payload = await page.get_by_label("Payload (JSON").input_value()
+        await page.keyboard.press("ControlOrMeta+A")
+        await page.keyboard.insert_text('{"sku": "tea", ')
+        await tab_to(page, "Reason")
+        await page.keyboard.type("they want a note")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#said")).to_contain_text("The payload is not valid JSON.")
+        await tab_to(
+            page, "Payload (JSON; it keeps the event's id only if no attempt can have arrived)", backwards=True
+        )
+        await page.keyboard.press("ControlOrMeta+A")
+        await page.keyboard.insert_text(json.dumps({**json.loads(payload), "note": "fixed"}))
+        await tab_to(page, "Send it fixed")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#said")).to_contain_text("will be sent with the new payload, under its own id")
+        await expect(page.locator(f"#part-{message}")).to_contain_text("DELIVERED")
+    [sent] = [each.event for each in receiver.accepted if each.event["id"] == event_id]
+    assert sent["data"]["note"] == "fixed"
+    [action] = await actions(house, "outbox.fix")
+    assert (action["target"], action["reason"]) == (f"message:{message}", "they want a note")
 
 
 async def test_news_come_without_a_reload_and_leave_alone_what_somebody_does(

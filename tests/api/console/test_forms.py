@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.api.console.desks import actions, failed, logged_in
 from tests.houses import House
+from tests.receivers import Receiver
+from tests.waiting import eventually
 
 
 async def test_a_failed_message_is_replayed_and_another_ignored(quiet_house: House) -> None:
@@ -27,6 +31,71 @@ async def test_a_failed_message_is_replayed_and_another_ignored(quiet_house: Hou
     [replayed], [ignored] = await actions(quiet_house, "outbox.replay"), await actions(quiet_house, "outbox.ignore")
     assert (replayed["actor"], replayed["target"], replayed["reason"]) == ("admin", f"message:{first}", "mended")
     assert (ignored["actor"], ignored["target"], ignored["reason"]) == ("admin", f"message:{second}", "obsolete")
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [
+        ("{", "The payload is not valid JSON."),
+        ("", "The payload is not valid JSON."),
+        ("[" * 100_000, "The payload is not valid JSON."),
+        ("[]", "payload: Input should be a valid dictionary"),
+        ('{"sku": "coffee"}', "sku"),
+    ],
+)
+async def test_a_fix_that_cannot_be_sent_changes_nothing(quiet_house: House, payload: str, problem: str) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    await quiet_house.product("tea", 5)
+    message, event_id = await failed(quiet_house)
+    async with logged_in(quiet_house) as desk:
+        answer = await desk.post(f"/failures/{message}/fix", {"payload": payload, "reason": "try"})
+        assert (answer.status_code, problem in answer.text) == (422, True), answer.text
+        assert "FAILED" in await desk.get(f"/events/{event_id}")
+    assert await actions(quiet_house, "outbox.fix") == []
+
+
+async def test_a_group_is_counted_first_then_replayed_at_once(house: House, receiver: Receiver) -> None:
+    await house.webhook("shop", receiver.url, enabled=False)
+    for number in range(3):
+        await house.product(f"sku-{number}", 5)
+    for error in ("422: no customer", "422: no customer", "413: too large"):
+        await failed(house, error)
+    await house.call("POST", "/api/admin/webhooks/shop/enable")
+    async with logged_in(house) as desk:
+        groups = await desk.get("/failures/groups")
+        [path] = re.findall(r'href="/console(/failures\?fingerprint=\w+)">2 messages<', groups)
+        chosen = await desk.get(path)
+        assert chosen.count("422: no customer</td>") == 2
+        fingerprint = path.partition("=")[2]
+        wish = {"action": "replay", "fingerprint": fingerprint, "reason": "they mended it"}
+        counted = (await desk.post("/replays", wish)).headers["hx-redirect"].removeprefix("/console")
+        assert "2 messages counted. Nothing was changed." in await desk.get(counted)
+        assert (await desk.post(f"{counted}/begin")).status_code == 422
+        begun = await desk.post(f"{counted}/begin", {"reason": "they mended it"})
+        operation = begun.headers["hx-redirect"].removeprefix("/console")
+
+        async def done() -> bool:
+            return "2 of 2 messages done" in await desk.get(operation)
+
+        await eventually(done)
+        assert (await desk.post(f"{operation}/begin", {"reason": "again"})).status_code == 409
+        over = await desk.post(f"{operation}/pause")
+        assert (over.status_code, "nothing to do" in over.text) == (409, True)
+        assert (await desk.post("/replays", {"action": "explode", "reason": "x"})).status_code == 422
+    assert [each["reason"] for each in await actions(house, "outbox.replay")] == ["they mended it"] * 2
+
+
+async def test_a_running_bulk_operation_is_paused(quiet_house: House) -> None:
+    await quiet_house.sql(
+        "INSERT INTO outbox_replays (operation_id, action, filter, dry_run, status, actor, reason, total)"
+        " VALUES ('op', 'ignore', '{}', false, 'RUNNING', 'admin', 'x', 5)"
+    )
+    async with logged_in(quiet_house) as desk:
+        assert (await desk.post("/replays/op/pause", {"reason": "too fast"})).status_code == 200
+        assert "PAUSED" in await desk.get("/replays/op")
+        assert (await desk.post("/replays/op/resume")).status_code == 503  # nobody would go on with it
+        assert (await desk.post("/replays/nope/pause")).status_code == 404
+    assert [each["reason"] for each in await actions(quiet_house, "outbox.replays.pause")] == ["too fast"]
 
 
 async def test_a_webhook_is_sent_to_again(quiet_house: House) -> None:

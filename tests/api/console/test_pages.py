@@ -44,6 +44,12 @@ async def fill(house: House) -> tuple[str, str]:
         hostile=HOSTILE,
     )
     await house.sql(
+        "INSERT INTO outbox_replays (operation_id, action, filter, dry_run, status, actor, reason, total)"
+        " VALUES ('op-2', 'replay', CAST(:filter AS jsonb), true, 'DONE', 'admin', :hostile, 7)",
+        hostile=HOSTILE,
+        filter='{"sink": "shop"}',
+    )
+    await house.sql(
         "INSERT INTO corrections (operation_id, sku, reserved_before, reserved_after, ledger_before, ledger_after,"
         " applied) VALUES ('op-1', 'tea', 3, 1, 60, 60, false)"
     )
@@ -59,7 +65,10 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
         pages = {
             "": ("Needs attention", "No worker is alive", "reserved matches active reservations", "1 message failed"),
             "/failures": ("inventory.adjusted", "/replay", shown(HOSTILE), "outbox-failure-"),
-            f"/events/{event_id}": ("To shop", shown(HOSTILE), "Ignore for good"),
+            "/failures/groups": ("1 message", shown(HOSTILE), "/console/failures?fingerprint="),
+            f"/events/{event_id}": ("To shop", shown(HOSTILE), "Ignore for good", "Send it fixed"),
+            "/replays": ("counted only", shown(HOSTILE)),
+            "/replays/op-2": ("7 messages counted", shown(HOSTILE), "Replay 7 messages", "none is alive"),
             "/reservations": ("o-1", "1 h 00 min", "Temporal does not answer", "none is alive"),
             "/inventory": ("+2", "1 product drifted", "none is alive"),
             f"/inventory/reconcile/{operation_id}": ("Apply to 1 product", shown(HOSTILE)),
@@ -110,6 +119,7 @@ async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
             ("/orders/nope", 404, "There is no such order."),
             ("/events/nope", 404, "There is no such event."),
             ("/assignment/nope", 404, "There is no such zone."),
+            ("/replays/nope", 404, "There is no such operation."),
             ("/inventory/reconcile/nope", 404, "There is no such reconciliation."),
             ("/orders?cursor=nope", 422, "The cursor is not one that this list gave out."),
             ("/failures?status=nope", 422, "There is no message status of that name."),
