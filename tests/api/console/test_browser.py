@@ -88,7 +88,7 @@ async def test_by_keyboard_alone_a_poisoned_event_is_fixed_and_replayed(
         payload = await page.get_by_label("Payload (JSON").input_value()
         await page.keyboard.press("ControlOrMeta+A")
         await page.keyboard.insert_text('{"sku": "tea", ')
-        await tab_to(page, "Reason")
+        await tab_to(page, "Reason to fix")
         await page.keyboard.type("they want a note")
         await page.keyboard.press("Enter")
         await expect(page.locator("#said")).to_contain_text("The payload is not valid JSON.")
