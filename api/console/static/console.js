@@ -10,11 +10,13 @@
   const partsOf = (root) => [...root.querySelectorAll("[data-part]")];
 
   // The region's HTML without its parts: while it stays the same, so do the parts' ids and their order.
-  function skeleton(fragment) {
-    const copy = fragment.cloneNode(true);
-    for (const part of partsOf(copy)) part.replaceChildren();
-    for (const part of partsOf(copy)) part.className = "";
-    return copy.innerHTML ?? [...copy.childNodes].map((node) => node.outerHTML ?? node.data).join("");
+  function skeleton(root) {
+    const copy = root.cloneNode(true);
+    for (const part of partsOf(copy)) {
+      part.replaceChildren();
+      part.className = "";
+    }
+    return copy.innerHTML;
   }
 
   function remember(region) {
