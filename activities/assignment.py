@@ -1,61 +1,55 @@
-"""A zone's rounds: wait for the batch, look, match, and give the deliveries one by one."""
+"""A zone's rounds: wait for the batch, end what is overdue, look, match, and give deliveries to couriers."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from activities.heartbeat import heartbeats
-from db.assignment import commit, zones
-from db.engine import Database
+from activities.solver import Solver
+from db.assignment import commit, requeue, rounds, zones
+from db.assignment.commit import Conflict
+from db.assignment.rounds import Hurry
+from db.assignment.zones import ZoneSettings
+from db.engine import Database, is_lock_timeout
 from db.ops import database_time
-from domain.assignment.matching import FreeCourier, Pair, WaitingDelivery, match
+from domain.assignment.matching import FreeCourier, Pair, WaitingDelivery
 from domain.assignment.states import AssignmentSource, ZoneMode
 from domain.ids import new_id
 from domain.order import Place
 
 log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
 
-
-def _solver_pool() -> ProcessPoolExecutor:
-    """A process to solve in: the solver holds the interpreter, and Temporal's deadlines leave it no such time."""
-    return ProcessPoolExecutor(
-        max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-    )
-
-
-def _end_with_parent() -> None:
-    """A worker killed with -9 cannot end its helpers: they watch it."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+DEADLINES_TOGETHER_SECONDS = 0.5
+"""Offers that end within so little time are one round's work."""
+_PROMISE_NEAR_SECONDS = 300.0
+"""A delivery that is due at its door so soon, or late already, is not kept waiting for a batch."""
+_WINNERS_PER_TRANSACTION = 50
+_CONNECTIONS = 8
+"""Of the worker's pool, for all rounds that run at once."""
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What a round did."""
+    """What a round, or several at once, did."""
 
     assigned: int
     conflicts: int
     again: bool
     """More may be waiting: the batch was full, or couriers were lost to others between the look and the gift."""
+    deadline_seconds: float | None = None
+    """Until the zone's next offer ends; None where there is none."""
 
 
 class AssignmentActivities:
@@ -63,70 +57,147 @@ class AssignmentActivities:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._solver = _solver_pool()
+        self._solver = Solver()
+        self._connections = asyncio.Semaphore(_CONNECTIONS)
 
     def close(self) -> None:
         """End the solver."""
-        self._solver.shutdown(wait=False, cancel_futures=True)
+        self._solver.close()
 
     @activity.defn
-    async def run_round(self, zone: str) -> RoundOutcome:
-        """Run one round of a zone. A try that broke off has given what it gave; the next one sees the rest."""
-        async with heartbeats():
-            return await self._run_round(zone)
+    async def run_round(self, zone: str, at_deadline: bool = False) -> RoundOutcome:
+        """Run a zone's rounds. A try that broke off has given what it gave; the next one sees the rest.
 
-    async def _run_round(self, zone: str) -> RoundOutcome:
-        await asyncio.sleep((await self._settings(zone)).batch_window_seconds)
-        await self._database.transact(partial(zones.clear_wake, zone=zone))
+        `at_deadline`: an offer is over, and its delivery does not wait for a batch.
+        """
+        async with heartbeats():
+            if not at_deadline:
+                await self._wait_for_batch(zone)
+            return await self._run_rounds(zone)
+
+    async def _wait_for_batch(self, zone: str) -> None:
+        settings = await self._settings(zone)
+        hurry = await self._read(partial(rounds.read_hurry, zone=zone))
+        await asyncio.sleep(batch_window(settings, hurry))
+
+    async def _run_rounds(self, zone: str) -> RoundOutcome:
+        """As many rounds at once as the zone allows, each with a share of the deliveries; all see all couriers."""
+        await self._transact(partial(zones.clear_wake, zone=zone))
         # Only now: a knob that was turned before the flag was cleared must be seen, nothing else tells of it.
         settings = await self._settings(zone)
-        if settings.mode is ZoneMode.MANUAL:
-            return RoundOutcome(0, 0, again=False)
-        async with self._database.read() as connection:
-            started_at = await database_time(connection)
-            rows = await zones.round_inputs(connection, zone, settings.max_batch)
-        deliveries, couriers = [_waiting(row) for row in rows[0]], [_free(row) for row in rows[1]]
-        if not deliveries or not couriers:
-            return RoundOutcome(0, 0, again=False)
-        pairs = await self._solve(deliveries, couriers)
-        round_id = new_id()
-        conflicts = await self._give(round_id, pairs)
-        inputs = {
-            "deliveries": [asdict(delivery) for delivery in deliveries],
-            "couriers": [asdict(courier) for courier in couriers],
-        }
-        record = partial(zones.record_round, round_id=round_id, zone=zone, started_at=started_at, inputs=inputs)
-        await self._database.transact(partial(record, pairs=[asdict(pair) for pair in pairs], conflicts=conflicts))
-        assigned = len(pairs) - conflicts
-        log.info("round", zone=zone, round_id=round_id, assigned=assigned, conflicts=conflicts)
-        full = len(deliveries) == settings.max_batch and assigned > 0
-        return RoundOutcome(assigned, conflicts, again=full or conflicts > 0)
+        await self._expire_offers(zone)
+        parts = range(settings.parallel_rounds) if settings.mode is ZoneMode.AUTO else ()
+        running = [self._run_round(zone, settings, part) for part in parts]
+        # All end before one's failure is told: the next try must not meet them.
+        ended = await asyncio.gather(*running, return_exceptions=True)
+        done = [_done(each) for each in ended]
+        hurry = await self._read(partial(rounds.read_hurry, zone=zone))
+        return RoundOutcome(
+            assigned=sum(each.assigned for each in done),
+            conflicts=sum(each.conflicts for each in done),
+            again=any(each.again for each in done),
+            deadline_seconds=hurry.seconds_to_deadline,
+        )
 
-    async def _solve(self, deliveries: list[WaitingDelivery], couriers: list[FreeCourier]) -> list[Pair]:
-        """Match in the solver's process; one that died costs a try, not the worker."""
+    async def _expire_offers(self, zone: str) -> None:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._solver, match, deliveries, couriers)
-        except BrokenExecutor as error:
-            self._solver = _solver_pool()
-            raise ApplicationError("the solver died", type="SolverDied") from error
+            while await self._transact(partial(requeue.expire_offers, zone=zone)):
+                pass
+        except DBAPIError as error:
+            if not is_lock_timeout(error):
+                raise
+            # Somebody holds one of the couriers: no reason to keep the zone waiting. The deadline comes again.
+            log.warning("offers not ended: a courier is locked", zone=zone)
 
-    async def _settings(self, zone: str) -> zones.ZoneSettings:
-        async with self._database.read() as connection:
-            return await zones.get_settings(connection, zone) or zones.ZoneSettings()
+    async def _run_round(self, zone: str, settings: ZoneSettings, part: int) -> RoundOutcome:
+        round_id = new_id()
+        started_at, waiting, free = await self._read(
+            partial(_look, zone=zone, max_batch=settings.max_batch, part=part, parts=settings.parallel_rounds)
+        )
+        if not waiting or not free:
+            return RoundOutcome(0, 0, again=False)
+        pairs, inputs = await self._solver.decide([_waiting(row) for row in waiting], [_free(row) for row in free])
+        losers = await self._give(round_id, pairs, settings.accept_window_seconds)
+        record = partial(
+            rounds.record_round,
+            round_id=round_id,
+            zone=zone,
+            started_at=started_at,
+            inputs=inputs,
+            seen=(len(waiting), len(free)),
+            pairs=[asdict(pair) for pair in pairs],
+            losers=losers,
+        )
+        await self._transact(record)
+        assigned = len(pairs) - len(losers)
+        log.info("round", zone=zone, round_id=round_id, assigned=assigned, conflicts=len(losers))
+        full = len(waiting) == settings.max_batch and assigned > 0
+        return RoundOutcome(assigned, len(losers), again=full or bool(losers))
 
-    async def _give(self, round_id: str, pairs: Sequence[Pair]) -> int:
-        """Commit the winners one by one; answer how many were lost to others meanwhile."""
-        conflicts = 0
+    async def _give(self, round_id: str, pairs: Sequence[Pair], accept_window_seconds: float) -> list[Conflict]:
+        """Commit the winners, some at a time; answer those that were lost to others meanwhile."""
+        give = partial(
+            commit.assign,
+            source=AssignmentSource.AUTO,
+            round_id=round_id,
+            accept_window_seconds=accept_window_seconds,
+            partial=True,
+        )
+        losers: list[Conflict] = []
+        for start in range(0, len(pairs), _WINNERS_PER_TRANSACTION):
+            some = [(pair.delivery_id, pair.courier_id) for pair in pairs[start : start + _WINNERS_PER_TRANSACTION]]
+            try:
+                losers += await self._transact(partial(give, pairs=some))
+            except DBAPIError as error:
+                if not is_lock_timeout(error):
+                    raise
+                losers += await self._give_singly(some, give)
+        return losers
+
+    async def _give_singly(self, pairs: commit.Pairs, give: Callable[..., Awaitable[list[Conflict]]]) -> list[Conflict]:
+        """One of them waited too long for a lock: the others need not lose by it."""
+        losers: list[Conflict] = []
         for pair in pairs:
-            give = partial(
-                commit.assign,
-                courier_id=pair.courier_id,
-                delivery_ids=[pair.delivery_id],
-                source=AssignmentSource.AUTO,
-                round_id=round_id,
-            )
-            conflicts += len(await self._database.transact(give))
-        return conflicts
+            async with self._connections:
+                losers += await commit.attempt(
+                    self._database, [pair], AssignmentSource.AUTO, partial(give, pairs=[pair])
+                )
+        return losers
+
+    async def _settings(self, zone: str) -> ZoneSettings:
+        return await self._read(partial(zones.get_settings, zone=zone)) or ZoneSettings()
+
+    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        async with self._connections:
+            return await self._database.transact(work)
+
+    async def _read(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        async with self._connections, self._database.read() as connection:
+            return await work(connection)
+
+
+def _done(ended: RoundOutcome | BaseException) -> RoundOutcome:
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
+
+
+def batch_window(settings: ZoneSettings, hurry: Hurry) -> float:
+    """How many seconds a round waits for more: shorter where an offer ends or a promise comes near before that."""
+    window = settings.batch_window_seconds
+    if hurry.seconds_to_deadline is not None:
+        window = min(window, max(hurry.seconds_to_deadline, DEADLINES_TOGETHER_SECONDS))
+    if hurry.seconds_to_promise is not None:
+        window = min(window, hurry.seconds_to_promise - _PROMISE_NEAR_SECONDS)
+    return max(window, 0.0)
+
+
+async def _look(
+    connection: AsyncConnection, zone: str, max_batch: int, part: int, parts: int
+) -> tuple[datetime, Sequence[Row[Any]], Sequence[Row[Any]]]:
+    """The database's time, what waits and who is free, in one snapshot."""
+    now = await database_time(connection)
+    return now, *await rounds.round_inputs(connection, zone, max_batch, part, parts)
 
 
 def _waiting(row: Row[Any]) -> WaitingDelivery:

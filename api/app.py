@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from temporalio.client import Client
 
-from api import assignment, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
+from api import assignment, dispatch, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
 from api.auth import Gate, Role
 from api.console import create_console
 from api.problems import install_problem_handlers
@@ -60,7 +60,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
 
     # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="Waybill", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, ops, snapshots):
+    for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, dispatch, ops, snapshots):
         app.include_router(room.router)
     install_problem_handlers(app)
     app.add_middleware(Gate, tokens=tokens, console=console)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.models import Name, Page, Reasoned, Text, actor, aware_time, time, timeline
+from api.models import Name, NeedsReason, Page, Reasoned, Text, actor, aware_time, time, timeline
 from api.order import PlaceBody
 from api.problems import Problem, conflict, not_found
 from api.services import Services, ServicesDep
 from db import order as orders
-from db.assignment import commit, couriers, deliveries, zones
+from db.assignment import commit, couriers, deliveries, requeue
 from db.assignment.commit import Conflict, DeliveryMissing
 from db.assignment.couriers import CapacityBelowLoad
-from db.assignment.deliveries import HeldByOther, WrongStage
-from db.ops import conflict_totals, record_action
+from db.assignment.deliveries import HeldByOther, StillLocked, WrongStage
+from db.assignment.requeue import NotWaiting
+from db.ops import record_action
 from domain.assignment.states import AssignmentSource, ConflictKind, CourierAction, DeliveryStatus
 
 router = APIRouter()
@@ -78,7 +80,7 @@ async def list_deliveries(courier_id: str, services: ServicesDep, page: Annotate
         rows = await deliveries.deliveries_of(
             connection, courier_id, (after[0], after[1]) if after else None, page.limit + 1
         )
-    return page.answer(rows, _show_delivery, lambda row: (row.created_at, row.delivery_id))
+    return page.answer(rows, show_delivery, lambda row: (row.created_at, row.delivery_id))
 
 
 # --- deliveries
@@ -97,7 +99,7 @@ async def get_delivery(delivery_id: str, services: ServicesDep) -> dict[str, Any
         row = await deliveries.get_delivery(connection, delivery_id)
     if row is None:
         raise not_found("delivery")
-    return _show_delivery(row)
+    return show_delivery(row)
 
 
 @router.post("/api/deliveries/{delivery_id}/{action}")
@@ -107,14 +109,16 @@ async def act(delivery_id: str, action: str, body: Act, services: ServicesDep) -
         raise Problem(404, "not-found", "There is nothing at this address.")
     action = CourierAction(action)
     work = partial(deliveries.act, action=action) if action is not CourierAction.COMPLETE else orders.deliver
+    doing = partial(work, delivery_id=delivery_id, courier_id=body.courier_id)
     try:
-        await services.database.transact(partial(work, delivery_id=delivery_id, courier_id=body.courier_id))
+        await deliveries.courier_action(services.database, doing, delivery_id)
     except DeliveryMissing as error:
         raise not_found("delivery") from error
+    except StillLocked as error:
+        raise _conflict("The delivery or the courier is being changed by somebody else.", error.holder) from error
     except HeldByOther as error:
-        if error.holder is not None:
-            lost = partial(deliveries.count_lost, delivery_id=delivery_id, courier_id=body.courier_id, action=action)
-            await services.database.transact(lost)
+        lost = partial(deliveries.count_lost, delivery_id=delivery_id, courier_id=body.courier_id)
+        await services.database.transact(partial(lost, action=action, holder=error.holder))
         raise _conflict("The delivery is not with this courier.", error.holder) from error
     except WrongStage as error:
         raise _wrong_stage(action, error.status) from error
@@ -135,7 +139,7 @@ def _wrong_stage(action: CourierAction, status: DeliveryStatus) -> Problem:
 _DONE = {CourierAction.ACCEPT: "accepted", CourierAction.PICKUP: "picked up", CourierAction.COMPLETE: "completed"}
 
 
-def _show_delivery(row: Row[Any]) -> dict[str, Any]:
+def show_delivery(row: Row[Any]) -> dict[str, Any]:
     return {
         "deliveryId": row.delivery_id,
         "orderId": row.order_id,
@@ -145,11 +149,28 @@ def _show_delivery(row: Row[Any]) -> dict[str, Any]:
         "pinned": row.pinned,
         "late": row.late,
         "offerExpiresAt": time(row.offer_expires_at),
+        "attention": row.attention,
         "timeline": timeline(row.timeline),
     }
 
 
-# --- assigning by hand
+# --- by hand
+
+
+@router.post("/api/admin/deliveries/{delivery_id}/requeue")
+async def requeue_delivery(
+    delivery_id: str, body: NeedsReason, request: Request, services: ServicesDep
+) -> dict[str, Any]:
+    """Let a delivery that needs a person wait for couriers again; one that waits already is left so."""
+    work = partial(requeue.put_back, delivery_id=delivery_id, actor=actor(request), reason=body.reason)
+    try:
+        await services.database.transact(work)
+    except DeliveryMissing as error:
+        raise not_found("delivery") from error
+    except NotWaiting as error:
+        title = f"The delivery is {error.status}: it needs nobody."
+        raise _conflict(title, error.holder, deliveryStatus=error.status) from error
+    return await get_delivery(delivery_id, services)
 
 
 class Assign(Reasoned):
@@ -206,9 +227,10 @@ async def _assign(
     partial: bool,
 ) -> list[Conflict]:
     """One transaction: the assignment, its conflicts counted, and the audit of what was given."""
+    pairs = [(delivery_id, body.courier_id) for delivery_id in delivery_ids]
 
-    async def work(connection: Any) -> list[Conflict]:
-        lost = await commit.assign(connection, body.courier_id, delivery_ids, source, force=force, partial=partial)
+    async def work(connection: AsyncConnection) -> list[Conflict]:
+        lost = await commit.assign(connection, pairs, source, force=force, partial=partial)
         given = sorted(set(delivery_ids) - {each.delivery_id for each in lost}) if partial or not lost else []
         if given:
             after = {"courierId": body.courier_id, "deliveryIds": given}
@@ -224,7 +246,7 @@ async def _assign(
         return lost
 
     try:
-        return await services.database.transact(work)
+        return await commit.attempt(services.database, pairs, source, work)
     except DeliveryMissing as error:
         raise not_found("delivery") from error
 
@@ -236,83 +258,12 @@ def _lost(lost: list[Conflict]) -> Problem:
         return conflict("courier-over-capacity", "The courier can take no more.", conflicts=shown)
     if first.kind is ConflictKind.COURIER_UNAVAILABLE:
         return conflict("courier-unavailable", "There is no such courier, or they are offline.", conflicts=shown)
+    if first.kind is ConflictKind.LOCK_TIMEOUT:
+        return _conflict(
+            "The delivery or the courier is being changed by somebody else.", first.holder, conflicts=shown
+        )
     return _conflict("The delivery is taken, or over.", first.holder, conflicts=shown)
 
 
 def _show_conflict(each: Conflict) -> dict[str, Any]:
     return {"deliveryId": each.delivery_id, "kind": each.kind, "holder": each.holder}
-
-
-# --- rounds and knobs
-
-
-class Run(Reasoned):
-    """The body of `POST …/assignment/run`."""
-
-    zone: Name
-
-
-@router.post("/api/admin/ops/assignment/run")
-async def run_round(body: Run, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Have a zone's dispatch run a round now."""
-    await services.require_worker()
-    await services.database.transact(
-        partial(zones.ask_for_round, zone=body.zone, actor=actor(request), reason=body.reason)
-    )
-    return {"zone": body.zone, "workflow": services.workflow_link(services.names.dispatch(body.zone))}
-
-
-Seconds = Annotated[float, Field(ge=0, le=3600)]
-
-
-class PatchSettings(Reasoned):
-    """The body of `PATCH …/assignment/settings/{zone}`: the knobs to change."""
-
-    batch_window_seconds: Annotated[float, Field(ge=0, le=60)] | None = None
-    max_batch: Annotated[int, Field(ge=1, le=1000)] | None = None
-    parallel_rounds: Annotated[int, Field(ge=1, le=32)] | None = None
-    top_candidates: Annotated[int, Field(ge=1, le=1000)] | None = None
-    accept_window_seconds: Seconds | None = None
-    max_offers: Annotated[int, Field(ge=1, le=100)] | None = None
-    mode: Literal["auto", "manual"] | None = None
-
-
-@router.patch("/api/admin/ops/assignment/settings/{zone}")
-async def patch_settings(zone: Name, body: PatchSettings, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Change a zone's knobs, from its next round on."""
-    changes = body.model_dump(exclude_none=True, exclude={"reason"})
-    settings = await services.database.transact(
-        partial(zones.change_settings, zone=zone, changes=changes, actor=actor(request), reason=body.reason)
-    )
-    return _show_settings(zone, settings)
-
-
-@router.get("/api/admin/ops/assignment/settings/{zone}")
-async def get_settings(zone: str, services: ServicesDep) -> dict[str, Any]:
-    """A zone's knobs."""
-    async with services.database.read() as connection:
-        settings = await zones.get_settings(connection, zone)
-    if settings is None:
-        raise not_found("zone")
-    return _show_settings(zone, settings)
-
-
-def _show_settings(zone: str, settings: zones.ZoneSettings) -> dict[str, Any]:
-    return {
-        "zone": zone,
-        "batchWindowSeconds": settings.batch_window_seconds,
-        "maxBatch": settings.max_batch,
-        "parallelRounds": settings.parallel_rounds,
-        "topCandidates": settings.top_candidates,
-        "acceptWindowSeconds": settings.accept_window_seconds,
-        "maxOffers": settings.max_offers,
-        "mode": settings.mode,
-    }
-
-
-@router.get("/api/admin/ops/assignment/conflicts")
-async def list_conflicts(services: ServicesDep) -> dict[str, Any]:
-    """How many attempts lost, by who tried and what they lost to."""
-    async with services.database.read() as connection:
-        rows = await conflict_totals(connection)
-    return {"items": [{"source": row.source, "kind": row.kind, "total": row.total} for row in rows]}

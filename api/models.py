@@ -155,8 +155,8 @@ def time(value: datetime | None) -> str | None:
 
 
 def timeline(entries: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """A row's timeline in an answer."""
-    return [{"at": rfc3339(datetime.fromisoformat(entry["at"])), "what": entry["what"]} for entry in entries]
+    """A row's timeline in an answer: when, what and, where one is told, the reason."""
+    return [{**entry, "at": rfc3339(datetime.fromisoformat(entry["at"]))} for entry in entries]
 
 
 def actor(request: Request) -> str:

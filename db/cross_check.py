@@ -23,6 +23,7 @@ _FORGET_WORKFLOW = text("""
 """)
 _WAITING_ZONES = text("""
     SELECT zone FROM deliveries WHERE status = 'PENDING' AND NOT pinned GROUP BY zone
+    UNION SELECT zone FROM deliveries WHERE status = 'OFFERED' AND offer_expires_at < now() - interval '5 seconds'
     UNION SELECT zone FROM zones WHERE wake
 """)
 _RESET_WAKE = text("UPDATE zones SET wake_signalled = false WHERE zone = :zone")

@@ -53,6 +53,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, DATABASE_ERRORS)
 
 
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Whether a statement waited for a lock for longer than it may."""
+    return getattr(error.orig, "sqlstate", None) == "55P03"
+
+
 class LookedTooEarly(Exception):
     """What a transaction read before it had the lock has changed: it must run again, from the start."""
 

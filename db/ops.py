@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from domain.assignment.states import NoConflict
+
 # --- workers
 
 WORKER_ALIVE_SECONDS = 5
@@ -109,7 +111,8 @@ _BREAKERS = text("""
     SELECT name, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
 """)
 _CONFLICTS = text("""
-    SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts GROUP BY source, kind
+    SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts
+    WHERE (kind = ANY(CAST(:apart AS text[]))) = :counted_apart GROUP BY source, kind ORDER BY source, kind
 """)
 
 
@@ -125,7 +128,12 @@ class Metrics:
 
 async def conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
     """Conflicts since the first day, by source and kind."""
-    return (await connection.execute(_CONFLICTS)).all()
+    return (await connection.execute(_CONFLICTS, {"apart": list(NoConflict), "counted_apart": False})).all()
+
+
+async def apart_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """Attempts that came to nothing and lost to nobody, since the first day, by source and kind."""
+    return (await connection.execute(_CONFLICTS, {"apart": list(NoConflict), "counted_apart": True})).all()
 
 
 async def status_totals(connection: AsyncConnection, noun: str) -> dict[str, int]:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.assignment.commit import DeliveryMissing, count_conflicts, end_assignment
-from db.assignment.couriers import lock_couriers
+from db.assignment.commit import DeliveryMissing
+from db.assignment.counts import count_attempts
+from db.assignment.load import end_assignments, lock_couriers
+from db.assignment.requeue import expire_offer, refused
 from db.assignment.zones import wake_if_waiting
-from db.engine import LookedTooEarly
+from db.engine import Database, LookedTooEarly, is_lock_timeout
 from db.outbox.write import write_events
-from domain.assignment.states import AssignmentSource, ConflictKind, CourierAction, DeliveryStatus
+from domain.assignment.states import (
+    AssignmentOutcome,
+    AssignmentSource,
+    ConflictKind,
+    CourierAction,
+    DeliveryStatus,
+    NoConflict,
+)
 from domain.order import Place
 from domain.outbox import Event, EventType, order_event, zone_woken
 
@@ -26,6 +36,14 @@ class HeldByOther(Exception):
 
     def __init__(self, holder: str | None) -> None:
         super().__init__(f"the delivery is with {holder or 'nobody'}")
+        self.holder = holder
+
+
+class StillLocked(Exception):
+    """Somebody else's change of the delivery or the courier took too long to wait for; counted."""
+
+    def __init__(self, holder: str | None) -> None:
+        super().__init__("the delivery or the courier is locked")
         self.holder = holder
 
 
@@ -69,7 +87,7 @@ async def request_delivery(
 
 
 _MOVE = text("""
-    UPDATE deliveries SET status = :status, courier_id = :courier_id, offer_expires_at = NULL,
+    UPDATE deliveries SET status = :status, courier_id = :courier_id, offer_expires_at = NULL, attention = NULL,
         pinned = pinned AND CAST(:courier_id AS text) IS NOT NULL,
         timeline = timeline || jsonb_build_object('at', clock_timestamp(), 'what', CAST(:what AS text))
     WHERE delivery_id = :delivery_id
@@ -99,7 +117,7 @@ async def cancel_delivery(connection: AsyncConnection, order_id: str) -> str | N
     if delivery.status not in _CANCELLABLE:
         return None
     if delivery.courier_id is not None:
-        await end_assignment(connection, delivery.delivery_id, delivery.courier_id, "cancelled")
+        await end_assignments(connection, [delivery.delivery_id], AssignmentOutcome.CANCELLED)
         await wake_if_waiting(connection, delivery.zone)
     await _move(connection, delivery, DeliveryStatus.CANCELLED, delivery.courier_id, "cancelled")
     return str(delivery.delivery_id)
@@ -148,6 +166,7 @@ _STEPS: dict[tuple[CourierAction, DeliveryStatus], DeliveryStatus] = {
     (CourierAction.ACCEPT, DeliveryStatus.OFFERED): DeliveryStatus.ASSIGNED,
     (CourierAction.ACCEPT, DeliveryStatus.ASSIGNED): DeliveryStatus.ASSIGNED,
     (CourierAction.ACCEPT, DeliveryStatus.PICKED_UP): DeliveryStatus.PICKED_UP,
+    # or NEEDS_ATTENTION, after too many refusals
     (CourierAction.DECLINE, DeliveryStatus.OFFERED): DeliveryStatus.PENDING,
     (CourierAction.DECLINE, DeliveryStatus.ASSIGNED): DeliveryStatus.PENDING,
     (CourierAction.PICKUP, DeliveryStatus.ASSIGNED): DeliveryStatus.PICKED_UP,
@@ -168,14 +187,15 @@ async def act(connection: AsyncConnection, delivery_id: str, courier_id: str, ac
     if delivery is None:
         raise DeliveryMissing(delivery_id)
     stage = DeliveryStatus(delivery.status)
-    if delivery.courier_id != courier_id or stage is DeliveryStatus.CANCELLED:
-        if action is CourierAction.DECLINE and await _declined_before(connection, delivery_id, courier_id):
-            return False
-        raise HeldByOther(delivery.courier_id if stage is not DeliveryStatus.CANCELLED else None)
     after = _STEPS.get((action, stage))
+    if delivery.courier_id != courier_id or stage is DeliveryStatus.CANCELLED:
+        if action is not CourierAction.DECLINE or not await _declined_before(connection, delivery_id, courier_id):
+            raise HeldByOther(delivery.courier_id if stage is not DeliveryStatus.CANCELLED else None)
+        after = stage
     if after is None:
         raise WrongStage(stage)
     if after is stage:
+        await count_attempts(connection, AssignmentSource.COURIER, [NoConflict.REPLAY])
         return False
     await _step(connection, delivery, courier_id, action, after)
     return True
@@ -185,42 +205,85 @@ async def _declined_before(connection: AsyncConnection, delivery_id: str, courie
     return bool(await connection.scalar(_DECLINED, {"delivery_id": delivery_id, "courier_id": courier_id}))
 
 
-async def _step(
-    connection: AsyncConnection, delivery: Row[Any], courier_id: str, action: CourierAction, after: DeliveryStatus
-) -> None:
-    if action is CourierAction.DECLINE:
-        await _move(connection, delivery, after, None, "declined")
-        await end_assignment(connection, delivery.delivery_id, courier_id, "declined")
-        await write_events(connection, [zone_woken(delivery.zone)])
-        return
-    if action is CourierAction.COMPLETE and delivery.seconds_left <= 0 and not delivery.late:
-        await _set_late(connection, delivery)
-    what = {CourierAction.ACCEPT: "accepted", CourierAction.PICKUP: "picked_up", CourierAction.COMPLETE: "delivered"}
-    await _move(connection, delivery, after, courier_id, what[action])
-    if action is CourierAction.ACCEPT:
-        await write_events(connection, [_event(EventType.DELIVERY_ASSIGNED, delivery, after, courier_id)])
-    elif action is CourierAction.PICKUP:
-        await write_events(connection, [_event(EventType.DELIVERY_PICKED_UP, delivery, after, courier_id)])
-    else:
-        await end_assignment(connection, delivery.delivery_id, courier_id, "delivered")
-        await wake_if_waiting(connection, delivery.zone)
-
-
-_LOST = text("""
-    UPDATE assignments SET lost_counted = true
-    WHERE delivery_id = :delivery_id AND courier_id = :courier_id AND NOT live AND NOT lost_counted
-        AND outcome IN ('declined', 'taken_over')
-    RETURNING assignment_id
+_ACCEPT = text("""
+    UPDATE deliveries SET status = 'ASSIGNED', offer_expires_at = NULL,
+        timeline = timeline || jsonb_build_object('at', clock_timestamp(), 'what', 'accepted')
+    WHERE delivery_id = :delivery_id AND status = 'OFFERED' AND offer_expires_at > clock_timestamp()
 """)
 
 
-async def count_lost(connection: AsyncConnection, delivery_id: str, courier_id: str, action: CourierAction) -> None:
-    """Count that a courier came too late for what they once had: once, however often they ask again."""
-    lost = await connection.execute(_LOST, {"delivery_id": delivery_id, "courier_id": courier_id})
-    if not lost.all():
+async def _step(
+    connection: AsyncConnection, delivery: Row[Any], courier_id: str, action: CourierAction, after: DeliveryStatus
+) -> None:
+    key = {"delivery_id": delivery.delivery_id}
+    if action is CourierAction.DECLINE:
+        await refused(connection, [delivery.delivery_id], AssignmentOutcome.DECLINED, "declined")
+        await write_events(connection, [zone_woken(delivery.zone)])
+    elif action is CourierAction.ACCEPT:
+        if not (await connection.execute(_ACCEPT, key)).rowcount:
+            raise HeldByOther(None)
+        await write_events(connection, [_event(EventType.DELIVERY_ASSIGNED, delivery, after, courier_id)])
+    elif action is CourierAction.PICKUP:
+        await _move(connection, delivery, after, courier_id, "picked_up")
+        await write_events(connection, [_event(EventType.DELIVERY_PICKED_UP, delivery, after, courier_id)])
+    else:
+        if delivery.seconds_left <= 0 and not delivery.late:
+            await _set_late(connection, delivery)
+        await _move(connection, delivery, after, courier_id, "delivered")
+        await end_assignments(connection, [delivery.delivery_id], AssignmentOutcome.DELIVERED)
+        await wake_if_waiting(connection, delivery.zone)
+
+
+# --- couriers who come too late
+
+_LOST = text("""
+    SELECT assignment_id, outcome, lost_counted FROM assignments
+    WHERE delivery_id = :delivery_id AND courier_id = :courier_id AND NOT live
+    ORDER BY assignment_id DESC LIMIT 1 FOR NO KEY UPDATE
+""")
+_COUNTED = text("UPDATE assignments SET lost_counted = true WHERE assignment_id = :assignment_id")
+_OWN_DOING = (AssignmentOutcome.DECLINED, AssignmentOutcome.OFFLINE)
+
+
+async def count_lost(
+    connection: AsyncConnection, delivery_id: str, courier_id: str, action: CourierAction, holder: str | None
+) -> None:
+    """Count that a courier came too late for what they once had: once, however often they ask again.
+
+    An offer whose deadline has passed unnoticed so far ends here.
+    """
+    await expire_offer(connection, delivery_id)
+    lost = (await connection.execute(_LOST, {"delivery_id": delivery_id, "courier_id": courier_id})).one_or_none()
+    if lost is None or lost.outcome == AssignmentOutcome.DELIVERED:
         return
-    kind = ConflictKind.LATE_ACCEPT if action is CourierAction.ACCEPT else ConflictKind.DELIVERY_TAKEN
-    await count_conflicts(connection, AssignmentSource.COURIER, [kind])
+    if holder is None and lost.outcome in _OWN_DOING:  # they gave it away, and nobody took it
+        return
+    await connection.execute(_COUNTED, {"assignment_id": lost.assignment_id})
+    kind: ConflictKind | NoConflict = ConflictKind.DELIVERY_TAKEN
+    if lost.lost_counted:
+        kind = NoConflict.DUPLICATE
+    elif lost.outcome == AssignmentOutcome.CANCELLED:
+        kind = NoConflict.SUPERSEDED
+    elif action is CourierAction.ACCEPT:
+        kind = ConflictKind.LATE_ACCEPT
+    await count_attempts(connection, AssignmentSource.COURIER, [kind])
+
+
+async def courier_action(
+    database: Database, work: Callable[[AsyncConnection], Awaitable[bool]], delivery_id: str
+) -> None:
+    """Run a courier's transaction. Raises StillLocked where it waited too long for somebody else's lock."""
+    try:
+        await database.transact(work)
+    except DBAPIError as error:
+        if not is_lock_timeout(error):
+            raise
+        await database.transact(
+            lambda connection: count_attempts(connection, AssignmentSource.COURIER, [ConflictKind.LOCK_TIMEOUT])
+        )
+        async with database.read() as connection:
+            row = await get_delivery(connection, delivery_id)
+        raise StillLocked(row.courier_id if row is not None else None) from error
 
 
 async def _move(
@@ -238,12 +301,21 @@ def _event(event_type: EventType, delivery: Row[Any], status: str, courier_id: s
 # --- reads
 
 _GET = """
-    SELECT delivery_id, order_id, zone, status, courier_id, pinned, late, offer_expires_at, timeline, created_at
+    SELECT delivery_id, order_id, zone, status, courier_id, pinned, late, offer_expires_at, attention, timeline,
+        created_at
     FROM deliveries
 """
 _GET_ONE = text(_GET + " WHERE delivery_id = :delivery_id")
 _OF_COURIER = text(f"""
     {_GET} WHERE delivery_id IN (SELECT delivery_id FROM assignments WHERE courier_id = :courier_id AND live)
+        AND (CAST(:after_time AS timestamptz) IS NULL OR (created_at, delivery_id) < (:after_time, :after_id))
+    ORDER BY created_at DESC, delivery_id DESC LIMIT :limit
+""")
+
+
+_IN_TROUBLE = text(f"""
+    {_GET} WHERE (attention IS NOT NULL OR status = 'NEEDS_ATTENTION')
+        AND (CAST(:zone AS text) IS NULL OR zone = :zone)
         AND (CAST(:after_time AS timestamptz) IS NULL OR (created_at, delivery_id) < (:after_time, :after_id))
     ORDER BY created_at DESC, delivery_id DESC LIMIT :limit
 """)
@@ -261,3 +333,12 @@ async def deliveries_of(
     time, delivery_id = after or (None, None)
     parameters = {"courier_id": courier_id, "after_time": time, "after_id": delivery_id, "limit": limit}
     return (await connection.execute(_OF_COURIER, parameters)).all()
+
+
+async def deliveries_needing_attention(
+    connection: AsyncConnection, zone: str | None, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Row[Any]]:
+    """A page of what needs a person, newest first."""
+    time, delivery_id = after or (None, None)
+    parameters = {"zone": zone, "after_time": time, "after_id": delivery_id, "limit": limit}
+    return (await connection.execute(_IN_TROUBLE, parameters)).all()

@@ -1,9 +1,8 @@
-"""Zones: their knobs, their wake flags, and what a round reads and leaves."""
+"""Zones: their wake flags and their knobs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,52 +142,3 @@ async def ask_for_round(connection: AsyncConnection, zone: str, *, actor: str, r
     """Have the zone's dispatch run a round now."""
     await write_events(connection, [zone_woken(zone)])
     await record_action(connection, actor, "assignment.run", f"zone:{zone}", reason, before=None, after=None)
-
-
-# --- rounds
-
-_WAITING = text("""
-    SELECT d.delivery_id, d.pickup, d.dropoff,
-        CAST(extract(epoch FROM d.promised_at - now()) AS float8) AS seconds_to_promise,
-        ARRAY(SELECT a.courier_id FROM assignments a
-            WHERE a.delivery_id = d.delivery_id AND a.outcome = 'declined') AS not_by
-    FROM deliveries d WHERE d.zone = :zone AND d.status = 'PENDING' AND NOT d.pinned
-        -- what nobody who is free may carry must not fill the batch
-        AND EXISTS (SELECT FROM couriers c WHERE c.zone = :zone AND c.online AND c.load < c.capacity
-            AND NOT EXISTS (SELECT FROM assignments a WHERE a.delivery_id = d.delivery_id
-                AND a.courier_id = c.courier_id AND a.outcome = 'declined'))
-    ORDER BY d.created_at, d.delivery_id LIMIT :limit
-""")
-_FREE = text("""
-    SELECT courier_id, lat, lng, capacity - load AS slots FROM couriers
-    WHERE zone = :zone AND online AND load < capacity ORDER BY courier_id LIMIT :limit
-""")
-_RECORD_ROUND = text("""
-    INSERT INTO assignment_rounds (round_id, zone, started_at, inputs, pairs, conflicts)
-    VALUES (:round_id, :zone, :started_at, CAST(:inputs AS jsonb), CAST(:pairs AS jsonb), :conflicts)
-    ON CONFLICT (round_id) DO NOTHING
-""")
-_MAX_COURIERS = 1000
-
-
-async def round_inputs(
-    connection: AsyncConnection, zone: str, max_batch: int
-) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
-    """The zone's waiting deliveries, the oldest first, and its free couriers."""
-    waiting = (await connection.execute(_WAITING, {"zone": zone, "limit": max_batch})).all()
-    free = (await connection.execute(_FREE, {"zone": zone, "limit": _MAX_COURIERS})).all() if waiting else []
-    return waiting, free
-
-
-async def record_round(
-    connection: AsyncConnection,
-    round_id: str,
-    zone: str,
-    started_at: Any,
-    inputs: Mapping[str, Any],
-    pairs: Sequence[Mapping[str, Any]],
-    conflicts: int,
-) -> None:
-    """Keep what a round saw and did."""
-    record = {"round_id": round_id, "zone": zone, "started_at": started_at, "conflicts": conflicts}
-    await connection.execute(_RECORD_ROUND, {**record, "inputs": json.dumps(inputs), "pairs": json.dumps(pairs)})

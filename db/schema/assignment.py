@@ -45,8 +45,10 @@ assignments = Table(
     Column("courier_id", Text, ForeignKey("couriers.courier_id"), nullable=False),
     Column("source", Text, nullable=False),
     Column("round_id", Text),
+    # Whether it began as an offer with a deadline.
+    Column("offered", Boolean, nullable=False, server_default="false"),
     Column("live", Boolean, nullable=False, server_default="true"),
-    # How it ended: delivered, declined, cancelled, taken_over.
+    # How it ended: delivered, declined, expired, offline, cancelled, taken_over.
     Column("outcome", Text),
     time("created_at", default=True, nullable=False),
     time("ended_at"),
@@ -56,6 +58,8 @@ assignments = Table(
     CheckConstraint("live = (outcome IS NULL)", name="live"),
     # Whatever code does: never two couriers at one door.
     Index("assignments_one_live", "delivery_id", unique=True, postgresql_where=text("live")),
+    # Nor is anybody asked twice for one delivery.
+    Index("assignments_one_offer", "delivery_id", "courier_id", unique=True, postgresql_where=text("offered")),
     Index("assignments_live_by_courier", "courier_id", "assignment_id", postgresql_where=text("live")),
     Index("assignments_by_delivery", "delivery_id", "courier_id"),
 )
@@ -85,13 +89,19 @@ assignment_rounds = Table(
     Column("zone", Text, nullable=False),
     time("started_at", nullable=False),
     time("finished_at", default=True, nullable=False),
-    # What the matching saw, so that it can be computed again and explained.
+    # What the matching saw, so that it can be computed again and explained; how much of it, without reading it.
     Column("inputs", JSONB, nullable=False),
+    Column("deliveries", Integer, nullable=False, server_default="0"),
+    Column("couriers", Integer, nullable=False, server_default="0"),
     Column("pairs", JSONB, nullable=False),
+    Column("assigned", Integer, nullable=False, server_default="0"),
     Column("conflicts", Integer, nullable=False),
+    # The winners that were lost at the commit: to whom, and why.
+    Column("losers", JSONB, nullable=False, server_default="[]"),
     Index("assignment_rounds_newest", "zone", text("round_id DESC")),
 )
 
+# By ConflictKind; and by NoConflict, what is counted apart.
 conflict_counts = Table(
     "conflict_counts",
     metadata,

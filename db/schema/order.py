@@ -84,6 +84,10 @@ deliveries = Table(
     Column("pinned", Boolean, nullable=False, server_default="false"),
     Column("late", Boolean, nullable=False, server_default="false"),
     time("offer_expires_at"),
+    # Couriers who were asked in vain since it began to wait, or since a person put it back.
+    Column("refusals", Integer, nullable=False, server_default="0"),
+    # Why a person is needed.
+    Column("attention", Text),
     time("promised_at", nullable=False),
     Column("pickup", JSONB),
     Column("dropoff", JSONB, nullable=False),
@@ -92,6 +96,19 @@ deliveries = Table(
     CheckConstraint(
         "status IN ('PENDING', 'OFFERED', 'ASSIGNED', 'PICKED_UP', 'DELIVERED', 'CANCELLED', 'NEEDS_ATTENTION')",
         name="status",
+    ),
+    CheckConstraint("attention IN ('max_offers', 'courier_offline')", name="attention"),
+    Index(
+        "deliveries_offered",
+        "zone",
+        "offer_expires_at",
+        postgresql_where=text("status = 'OFFERED'"),
+    ),
+    Index(
+        "deliveries_needing_attention",
+        text("created_at DESC"),
+        text("delivery_id DESC"),
+        postgresql_where=text("attention IS NOT NULL OR status = 'NEEDS_ATTENTION'"),
     ),
     Index(
         "deliveries_waiting",
