@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -42,6 +44,7 @@ class WorkflowSink:
         self._client = client
         self._names = names
         self._database = database
+        self._waking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def send(self, endpoint: Endpoint, message: Message) -> None:
         """Tell the workflow that the event concerns. Raises SendFailed when Temporal does not answer."""
@@ -65,9 +68,13 @@ class WorkflowSink:
                 raise
 
     async def _wake(self, zone: str) -> None:
-        """Signal only when the flag turned: a burst of deliveries is one signal, and one round."""
-        generation = await self._database.transact(partial(zones.set_wake, zone=zone))
-        if generation is None:
-            return
-        await wake_dispatch(self._client, self._names, zone)
-        await self._database.transact(partial(zones.wake_signalled, zone=zone, generation=generation))
+        """Signal only when the flag turned: a burst of deliveries is one signal, and one round.
+
+        One after the other, so that who comes while another one signals finds that it is done.
+        """
+        async with self._waking[zone]:
+            generation = await self._database.transact(partial(zones.set_wake, zone=zone))
+            if generation is None:
+                return
+            await wake_dispatch(self._client, self._names, zone)
+            await self._database.transact(partial(zones.wake_signalled, zone=zone, generation=generation))

@@ -221,21 +221,6 @@ async def test_cancel_racing_pickup_has_one_winner(house: House) -> None:
     await house.invariants_hold()
 
 
-async def test_a_burst_of_200_deliveries_costs_half_a_dispatch_event_each(house: House) -> None:
-    await house.product("tea", 200)
-    await house.call("PATCH", "/api/admin/ops/assignment/settings/north", {"batchWindowSeconds": 2})  # the default
-    await asyncio.gather(*(house.courier(f"c-{number}", capacity=20) for number in range(12)))
-    await asyncio.gather(*(house.confirmed(f"k-{number}") for number in range(200)))
-
-    async def all_assigned() -> bool:
-        return await house.metric("ops_assignment_pending_deliveries") == 0
-
-    await eventually(all_assigned, 30)
-    history = await house.temporal.get_workflow_handle(house.names.dispatch("north")).fetch_history()
-    assert len(history.events) <= 100
-    await house.invariants_hold()
-
-
 async def test_a_zones_knobs_are_changed_live_and_audited(quiet_house: House) -> None:
     path = "/api/admin/ops/assignment/settings/south"
     assert (await quiet_house.call("GET", path)).status_code == 404
