@@ -65,19 +65,20 @@ async def test_a_rounds_winner_knows_what_it_lost_to(fleet: Fleet, meanwhile: st
 
 async def test_who_waits_too_long_for_a_lock_has_lost_and_is_counted_by_source(fleet: Fleet) -> None:
     delivery, other = await fleet.deliveries(2)
-    ada, bob = await fleet.couriers(2)
+    ada, bob, *others = await fleet.couriers(5)
     await fleet.give(delivery, ada, AUTO)
+    sources = dict(zip((MANUAL, ROUTE, AUTO), others, strict=True))
 
     async def while_locked(connection: AsyncConnection) -> tuple[list[list[commit.Conflict]], bool]:
-        await connection.execute(text("SELECT FROM deliveries WHERE delivery_id = :d FOR UPDATE"), {"d": delivery})
-        attempts = asyncio.gather(*(fleet.give(delivery, bob, source) for source in (MANUAL, ROUTE, AUTO)))
-        picked_up = await fleet.act(delivery, ada, CourierAction.PICKUP)
-        return await attempts, picked_up
+        await connection.execute(text("SELECT 1 FROM deliveries WHERE delivery_id = :d FOR UPDATE"), {"d": delivery})
+        attempts = asyncio.gather(*(fleet.give(delivery, courier, source) for source, courier in sources.items()))
+        accepted = await fleet.act(delivery, bob, CourierAction.ACCEPT)
+        return await attempts, accepted
 
-    attempts, picked_up = await fleet.database.transact(while_locked)
+    attempts, accepted = await fleet.database.transact(while_locked)
     for lost in attempts:
         assert [(each.kind, each.holder) for each in lost] == [("lock_timeout", ada)]
-    assert not picked_up
+    assert not accepted
     assert await fleet.conflicts() == {f"{each} lock_timeout": 1 for each in AssignmentSource}
     assert await fleet.give(other, bob) == []
 
