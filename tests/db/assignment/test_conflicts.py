@@ -64,23 +64,24 @@ async def test_a_rounds_winner_knows_what_it_lost_to(fleet: Fleet, meanwhile: st
 
 
 async def test_who_waits_too_long_for_a_lock_has_lost_and_is_counted_by_source(fleet: Fleet) -> None:
-    delivery, other = await fleet.deliveries(2)
-    ada, bob, *others = await fleet.couriers(5)
-    await fleet.give(delivery, ada, AUTO)
-    sources = dict(zip((MANUAL, ROUTE, AUTO), others, strict=True))
+    deliveries = await fleet.deliveries(4)
+    holders, losers = await fleet.couriers(4), await fleet.couriers(4, prefix="loser")
+    for delivery, holder in zip(deliveries, holders, strict=True):
+        await fleet.give(delivery, holder, AUTO)
+    sources = (MANUAL, ROUTE, AUTO)  # and a courier; each with a delivery of their own, or they would wait in line
 
     async def while_locked(connection: AsyncConnection) -> tuple[list[list[commit.Conflict]], bool]:
-        await connection.execute(text("SELECT 1 FROM deliveries WHERE delivery_id = :d FOR UPDATE"), {"d": delivery})
-        attempts = asyncio.gather(*(fleet.give(delivery, courier, source) for source, courier in sources.items()))
-        accepted = await fleet.act(delivery, bob, CourierAction.ACCEPT)
+        await connection.execute(text("SELECT 1 FROM deliveries FOR UPDATE"))
+        attempts = asyncio.gather(*map(fleet.give, deliveries[:3], losers[:3], sources))
+        accepted = await fleet.act(deliveries[3], losers[3], CourierAction.ACCEPT)
         return await attempts, accepted
 
     attempts, accepted = await fleet.database.transact(while_locked)
-    for lost in attempts:
-        assert [(each.kind, each.holder) for each in lost] == [("lock_timeout", ada)]
+    told = [(each.kind, each.holder) for [each] in attempts]
+    assert told == [("lock_timeout", holder) for holder in holders[:3]]
     assert not accepted
     assert await fleet.conflicts() == {f"{each} lock_timeout": 1 for each in AssignmentSource}
-    assert await fleet.give(other, bob) == []
+    await fleet.holds_together()
 
 
 async def test_a_route_that_loses_changes_nothing_and_is_one_loser(fleet: Fleet) -> None:
