@@ -115,7 +115,7 @@ async def expiries(house: House, *, deliveries: int, zones: int, a_second: int, 
         knobs = {"acceptWindowSeconds": window, "maxOffers": 2, "batchWindowSeconds": 0.1}
         answer = await house.call("PATCH", f"{_SETTINGS}/{zone}", knobs)
         assert answer.status_code == 200, answer.text
-        await fleet.couriers(40, zone, capacity=deliveries, prefix=f"{zone}-c")
+        await fleet.couriers(60, zone, capacity=3, prefix=f"{zone}-c")
     late_before = (await fleet.conflicts()).get("courier late_accept", 0)
     rushing = asyncio.create_task(_accept_around_the_deadline(fleet, chance, window))
     for second in range(-(-deliveries // a_second)):

@@ -35,6 +35,7 @@ class DispatchWorkflow:
             # Woken or not: an offer that is over does not wait for a batch.
             at_deadline = not self._woken
             self._woken = False
+            began = workflow.time()
             outcome: RoundOutcome = await workflow.execute_activity_method(
                 AssignmentActivities.run_round,
                 args=[zone, at_deadline],
@@ -46,8 +47,9 @@ class DispatchWorkflow:
             self._woken = self._woken or outcome.again
             self._deadline = None
             if outcome.deadline_seconds is not None:
-                left = max(outcome.deadline_seconds, DEADLINES_TOGETHER_SECONDS)
-                self._deadline = workflow.time() + left
+                self._deadline = workflow.time() + outcome.deadline_seconds
+                if at_deadline:  # those that end close together are one round's work
+                    self._deadline = max(self._deadline, began + DEADLINES_TOGETHER_SECONDS)
             workflow.set_current_details(self._tell(outcome))
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(args=[zone, self._woken, self._deadline])

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from db.assignment.requeue import NotWaiting, put_back
+from db.cross_check import waiting_zones
 from domain.assignment.states import AssignmentSource, CourierAction
 from tests.db.fleets import Fleet
 
@@ -170,3 +171,16 @@ async def test_a_courier_who_goes_offline_gives_back_what_they_have_not_picked_u
     await fleet.act(carried, ada, CourierAction.COMPLETE)
     assert await fleet.status(carried) == ("DELIVERED", ada)
     assert await fleet.sql("SELECT 1 FROM deliveries WHERE attention IS NOT NULL") == []
+
+
+async def test_the_cross_check_finds_offers_whose_dispatch_is_gone(fleet: Fleet) -> None:
+    async def zones() -> list[str]:
+        async with fleet.database.read() as connection:
+            return await waiting_zones(connection)
+
+    [delivery] = await fleet.deliveries(1)
+    [ada] = await fleet.couriers(1)
+    await fleet.offer(delivery, ada)
+    assert await zones() == []
+    await fleet.sql("UPDATE deliveries SET offer_expires_at = now() - interval '1 minute'")
+    assert await zones() == ["north"]
