@@ -59,7 +59,7 @@ class Assigner:
                 await asyncio.sleep(0.05)
                 continue
             waiting = [row[0] for row in rows]
-            await asyncio.sleep(self._chance.uniform(0, 0.1))  # thinks: what was seen is not what is
+            await asyncio.sleep(self._chance.uniform(0, 0.3))  # thinks: what was seen is not what is
             await self._attempt(waiting, self._chance.choice(couriers))
 
     async def _attempt(self, waiting: list[str], courier: str) -> None:

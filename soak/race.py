@@ -24,7 +24,7 @@ from tests.waiting import eventually
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (AssignmentSource.AUTO, AssignmentSource.MANUAL, AssignmentSource.ROUTE)
-_BATCH = 50
+_BATCH = 20
 
 
 @dataclass
