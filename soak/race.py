@@ -23,7 +23,7 @@ from tests.db.fleets import Fleet
 from tests.waiting import eventually
 
 _ROOT = Path(__file__).parent.parent
-_SOURCES = (AssignmentSource.AUTO, AssignmentSource.MANUAL, AssignmentSource.ROUTE)
+_SOURCES = (AssignmentSource.MANUAL, AssignmentSource.ROUTE, AssignmentSource.AUTO)
 _BATCH = 20
 
 

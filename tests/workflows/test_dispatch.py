@@ -32,8 +32,20 @@ async def _events(handle: WorkflowHandle[Any, Any]) -> Counter[str]:
     return Counter(EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in history.events)
 
 
+async def _nobody_else_wakes_zones(fleet: Fleet) -> None:
+    """The house has looked after its zones when it was opened."""
+
+    async def done() -> bool:
+        return (
+            await fleet.sql("SELECT 1 FROM job_runs WHERE job = 'cross_check' AND last_finished_at > '-infinity'") != []
+        )
+
+    await eventually(done)
+
+
 async def test_a_burst_of_200_deliveries_costs_2_workflow_tasks_and_10_events_a_round(house: House) -> None:
     fleet = Fleet(house.database)
+    await _nobody_else_wakes_zones(fleet)
     await fleet.knobs(batch_window_seconds=2.5, max_batch=1000)
     await fleet.couriers(12, capacity=20)
     await fleet.deliveries(200, tell=True)
@@ -51,7 +63,7 @@ async def test_a_burst_of_200_deliveries_costs_2_workflow_tasks_and_10_events_a_
     events = await eventually(at_rest)
     assert events is not None
     rounds = events["ACTIVITY_TASK_SCHEDULED"]
-    assert rounds <= 2  # the burst's, and one more where the house looked after its zones when it was opened
+    assert rounds <= 2  # the second one for stragglers, on a machine that is busy
     assert events["WORKFLOW_TASK_SCHEDULED"] <= 2 * rounds
     assert events.total() <= 1 + 10 * rounds
     await fleet.holds_together()
@@ -59,6 +71,7 @@ async def test_a_burst_of_200_deliveries_costs_2_workflow_tasks_and_10_events_a_
 
 async def test_an_offers_deadline_costs_one_timer_and_the_temporal_ui_says_what_is_waited_for(house: House) -> None:
     fleet = Fleet(house.database)
+    await _nobody_else_wakes_zones(fleet)
     await fleet.knobs(batch_window_seconds=0, accept_window_seconds=1, max_offers=2)
     await fleet.couriers(3)
     [delivery] = await fleet.deliveries(1, tell=True)
@@ -68,16 +81,22 @@ async def test_an_offers_deadline_costs_one_timer_and_the_temporal_ui_says_what_
 
     await eventually(given_up, 20)
     handle = house.temporal.get_workflow_handle(house.names.dispatch("north"))
-    metadata = await handle.query("__temporal_workflow_metadata")
-    assert metadata.current_details == "Last round: 0 given, 0 conflicts. Nobody is being asked."
+    at_rest = "Last round: 0 given, 0 conflicts. Nobody is being asked."
+
+    async def told() -> Any:
+        metadata = await handle.query("__temporal_workflow_metadata")
+        return metadata if metadata.current_details == at_rest else None
+
+    metadata = await eventually(told)
     history = await handle.fetch_history()
     timers = [event for event in history.events if event.event_type == EventType.EVENT_TYPE_TIMER_STARTED]
     assert [each.user_metadata.summary.data for each in timers][-1:] == [b'"the next offer ends"']
     events = await _events(handle)
     rounds = events["ACTIVITY_TASK_SCHEDULED"]
-    assert events["TIMER_FIRED"] == 2
-    assert events["WORKFLOW_TASK_SCHEDULED"] <= 2 * rounds
-    assert events.total() <= 1 + _EVENTS_A_ROUND * rounds
+    assert (rounds, events["TIMER_FIRED"]) == (3, 2)
+    assert events["WORKFLOW_TASK_SCHEDULED"] == 2 * rounds
+    # A signal woke the first round; a timer, which began and fired, each of the two others.
+    assert events.total() == 1 + (1 + 9) + 2 * (2 + 9)
     assert "c-0" not in str(metadata)
 
 
