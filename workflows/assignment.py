@@ -32,7 +32,7 @@ class DispatchWorkflow:
         """Dispatch for ever; continues as new before the history grows long."""
         for _ in range(_ROUNDS_PER_RUN):
             await self._something_to_do()
-            # Woken or not: an offer that is over does not wait for a batch.
+            # Where nobody woke it, an offer is over, and its delivery does not wait for a batch.
             at_deadline = not self._woken
             self._woken = False
             began = workflow.time()
