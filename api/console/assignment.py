@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api import assignment
+from api import dispatch
 from api.console.pages import form_body, page, said
 from api.console.paging import ShortPage
 from api.models import Reasoned
@@ -43,7 +43,7 @@ async def show_assignment(
 @router.get("/console/assignment/{zone}")
 async def show_zone(zone: str, request: Request, services: ServicesDep) -> Response:
     """A zone's knobs."""
-    settings = await assignment.get_settings(zone, services)
+    settings = await dispatch.get_settings(zone, services)
     async with services.database.read() as connection:
         workers = await ops.workers_alive(connection)
     workflow = services.workflow_link(services.names.dispatch(zone))
@@ -53,15 +53,15 @@ async def show_zone(zone: str, request: Request, services: ServicesDep) -> Respo
 @router.post("/console/assignment/{zone}/settings")
 async def change_settings(zone: str, request: Request, services: ServicesDep) -> Response:
     """Change knobs, from the next round on."""
-    await assignment.get_settings(zone, services)
-    await assignment.patch_settings(zone, await form_body(request, assignment.PatchSettings), request, services)
+    await dispatch.get_settings(zone, services)
+    await dispatch.patch_settings(zone, await form_body(request, dispatch.PatchSettings), request, services)
     return said(request, f"The settings of {zone} are saved; its next round uses them.", f"/console/assignment/{zone}")
 
 
 @router.post("/console/assignment/{zone}/run")
 async def run_round(zone: str, request: Request, services: ServicesDep) -> Response:
     """Have the zone's dispatch run a round now."""
-    await assignment.get_settings(zone, services)
+    await dispatch.get_settings(zone, services)
     reason = (await form_body(request, Reasoned)).reason
-    await assignment.run_round(assignment.Run(zone=zone, reason=reason), request, services)
+    await dispatch.run_round(dispatch.Run(zone=zone, reason=reason), request, services)
     return said(request, f"A round of {zone} was asked for.", f"/console/assignment/{zone}")
