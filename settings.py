@@ -6,6 +6,7 @@ values down; nothing else reads the environment. Names and defaults are the READ
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Settings:
     """None: an existing Temporal whose UI nobody named, so that links to it are null."""
     installation: str = "waybill"
     workers: int = 1
+    worker_metrics_host: str = "127.0.0.1"
+    """An IP address, for a Prometheus elsewhere to reach; the SDK's metrics need no token."""
     worker_metrics_port: int = 9100
     client_token: str | None = field(default=None, repr=False)
     courier_token: str | None = field(default=None, repr=False)
@@ -92,6 +95,7 @@ class Settings:
             temporal_ui_url=ui_url.rstrip("/") if ui_url else None,
             installation=installation,
             workers=_integer(env, "WAYBILL_WORKERS", 1, 1, 64),
+            worker_metrics_host=_address(env, "WAYBILL_WORKER_METRICS_HOST", "127.0.0.1"),
             worker_metrics_port=_integer(env, "WAYBILL_WORKER_METRICS_PORT", 9100, 1, 65535),
             client_token=_text(env, "WAYBILL_CLIENT_TOKEN"),
             courier_token=_text(env, "WAYBILL_COURIER_TOKEN"),
@@ -111,6 +115,14 @@ class Settings:
 
 def _text(env: Mapping[str, str], name: str) -> str | None:
     return env.get(name, "").strip() or None
+
+
+def _address(env: Mapping[str, str], name: str, default: str) -> str:
+    text = _text(env, name) or default
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise SettingsError(f"{name} is {text!r}: it takes an IP address.") from None
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -213,9 +213,9 @@ async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    metrics = PrometheusConfig(
-        bind_address=f"127.0.0.1:{settings.worker_metrics_port}", counters_total_suffix=True, unit_suffix=True
-    )
+    host, port = settings.worker_metrics_host, settings.worker_metrics_port
+    bind_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    metrics = PrometheusConfig(bind_address=bind_address, counters_total_suffix=True, unit_suffix=True)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=metrics))
     client = await connect(os.environ, embedded=settings.temporal_embedded, runtime=runtime)
     await ensure_search_attributes(client)

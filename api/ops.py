@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Row
 from temporalio.service import RPCError
@@ -27,15 +28,27 @@ from workflows.ops import CrossCheckWorkflow
 router = APIRouter()
 
 _READY_SECONDS = 3.0
+# Prometheus says how long it waits; what comes later is read by nobody, and a scrape that hangs hides its reason.
+_ON_THE_WAY_SECONDS = 0.5
+_LONGEST_SCRAPE_SECONDS = 30.0
+_ScrapeSeconds = Annotated[
+    float, Header(alias="X-Prometheus-Scrape-Timeout-Seconds", gt=_ON_THE_WAY_SECONDS, include_in_schema=False)
+]
 
 
 @router.get("/api/admin/ops/metrics")
-async def get_metrics(services: ServicesDep) -> Response:
-    """Prometheus text, fleet-wide, from one snapshot."""
-    async with services.database.read() as connection:
-        metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
-        drift_totals = await drift.drift_totals(connection)
-        invariants = await ops.check_invariants(connection)
+async def get_metrics(services: ServicesDep, scrape_seconds: _ScrapeSeconds = 10.0) -> Response:
+    """Prometheus text, fleet-wide, from one snapshot; 503 `metrics-unavailable` where that takes too long."""
+    seconds = min(scrape_seconds, _LONGEST_SCRAPE_SECONDS) - _ON_THE_WAY_SECONDS
+    try:
+        async with asyncio.timeout(seconds) as limit, services.database.read() as connection:
+            metrics = await ops.read_metrics(connection, services.sweep_grace_seconds)
+            drift_totals = await drift.drift_totals(connection)
+            invariants = await ops.check_invariants(connection)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise unavailable("metrics-unavailable", "The metrics could not be read in time.") from error
     uptime_seconds = (datetime.now(UTC) - services.started_at).total_seconds()
     families = metric_families(metrics, drift_totals, invariants)
     return Response(render_metrics(families, uptime_seconds), media_type=CONTENT_TYPE_LATEST)
@@ -105,8 +118,11 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def readyz(services: ServicesDep) -> dict[str, str]:
-    """The database is reachable and migrated, and Temporal is reachable."""
+async def readyz(services: ServicesDep, accept: Annotated[str, Header(include_in_schema=False)] = "*/*") -> Response:
+    """The database is reachable and migrated, and Temporal is reachable.
+
+    Prometheus, which takes text only, gets a page without samples: its `up` is then the readiness.
+    """
     try:
         async with asyncio.timeout(_READY_SECONDS), services.database.read() as connection:
             migrated = await is_migrated(connection)
@@ -121,4 +137,6 @@ async def readyz(services: ServicesDep) -> dict[str, str]:
         raise unavailable("not-ready", "Temporal cannot be reached.") from error
     if not healthy:
         raise unavailable("not-ready", "Temporal is not healthy.")
-    return {"status": "ok"}
+    if "text/plain" in accept and "application/json" not in accept:
+        return PlainTextResponse("# ready\n")
+    return JSONResponse({"status": "ok"})

@@ -103,7 +103,8 @@ class Supervisor:
             )
         for index in range(settings.workers):
             port = settings.worker_metrics_port + index
-            wanted.append(WantedPort("127.0.0.1", port, f"worker {index + 1}'s metrics", "WAYBILL_WORKER_METRICS_PORT"))
+            host, purpose = settings.worker_metrics_host, f"worker {index + 1}'s metrics"
+            wanted.append(WantedPort(host, port, purpose, "WAYBILL_WORKER_METRICS_PORT"))
         return wanted
 
     def _bring_up_postgres(self) -> str:

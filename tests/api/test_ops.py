@@ -37,6 +37,18 @@ async def test_every_metric_of_the_contract_is_served(quiet_house: House) -> Non
     assert {sample.name for family in families for sample in family.samples} >= NAMES
 
 
+async def test_metrics_that_take_too_long_are_a_clear_503_while_prometheus_still_listens(quiet_house: House) -> None:
+    await quiet_house.sql("ALTER TABLE conflict_counts RENAME TO kept")
+    await quiet_house.sql(
+        "CREATE VIEW conflict_counts AS SELECT source, kind, total FROM kept"
+        " UNION ALL SELECT 'auto', 'capacity', CAST(0 AS bigint) FROM pg_sleep(15)"
+    )
+    patience = {"X-Prometheus-Scrape-Timeout-Seconds": "0.7"}
+    answer = await quiet_house.call("GET", "/api/admin/ops/metrics", headers=patience)
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/metrics-unavailable")
+    assert answer.headers["retry-after"]
+
+
 async def test_counts_by_status_follow_the_orders(house: House) -> None:
     await house.product("tea", 5)
     kept = await house.reserved("k-1", {"tea": 1})
@@ -93,6 +105,16 @@ async def test_health_and_readiness_need_no_token(quiet_house: House) -> None:
     for path in ("/healthz", "/readyz"):
         answer = await quiet_house.http.get(path)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_readiness_can_be_scraped(database_url: str, client: Client, installation: str) -> None:
+    prometheus = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"}
+    async with open_house(database_url, client, installation, worker=False) as house:
+        ready = await house.http.get("/readyz", headers=prometheus)
+        assert (ready.status_code, ready.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        assert list(text_string_to_metric_families(ready.text)) == []
+        await house.sql("UPDATE alembic_version SET version_num = '0000'")
+        assert (await house.http.get("/readyz", headers=prometheus)).status_code == 503
 
 
 async def test_not_ready_without_a_migrated_database(database_url: str, client: Client, installation: str) -> None:
