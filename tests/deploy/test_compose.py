@@ -23,10 +23,13 @@ SECRETS = (
     "WAYBILL_CLIENT_TOKEN",
     "WAYBILL_COURIER_TOKEN",
     "WAYBILL_ADMIN_TOKEN",
+    "GRAFANA_ADMIN_PASSWORD",
 )
 OURS = ("migrate", "api", "worker")
 IMAGES = {
+    "grafana": "grafana/grafana",
     "postgres": "postgres",
+    "prometheus": "prom/prometheus",
     "temporal": "temporalio/server",
     "temporal-namespace": "temporalio/admin-tools",
     "temporal-postgres": "postgres",
@@ -86,7 +89,7 @@ def test_every_image_is_pinned_or_built_here_and_none_is_the_deprecated_one(serv
     for name, image in IMAGES.items():
         repository, _, tag = services[name]["image"].partition(":")
         assert repository == image
-        assert re.fullmatch(r"\d+\.\d+(\.\d+)?", tag)
+        assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?", tag)
     tools = {
         services[name]["image"].partition(":")[2] for name in ("temporal", "temporal-schema", "temporal-namespace")
     }
@@ -96,7 +99,7 @@ def test_every_image_is_pinned_or_built_here_and_none_is_the_deprecated_one(serv
 @needs_docker_compose
 def test_ports_are_published_on_loopback_only_and_workers_can_be_many(services: dict[str, Any]) -> None:
     published = [str(port) for service in services.values() for port in service.get("ports", ())]
-    assert len(published) == 4
+    assert len(published) == 6
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert not {"ports", "container_name", "expose"} & set(services["worker"])
     assert all(service.get("network_mode") is None for service in services.values())
@@ -137,8 +140,11 @@ def test_the_sdk_understands_where_temporal_is(services: dict[str, Any]) -> None
 def test_what_is_mounted_exists(services: dict[str, Any]) -> None:
     sources = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())]
     paths = [Path(source) for source in sources if source.startswith("/")]
-    assert paths == [PROJECT / "deploy" / "temporal.yaml"]
-    assert paths[0].is_file()
+    deploy = PROJECT / "deploy"
+    folders = [deploy / "grafana" / "dashboards", deploy / "grafana" / "provisioning", deploy / "prometheus"]
+    assert sorted(paths) == [*folders, deploy / "temporal.yaml"]
+    assert all(path.is_dir() for path in folders)
+    assert (deploy / "temporal.yaml").is_file()
 
 
 @pytest.mark.parametrize(
