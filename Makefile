@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo psql receiver test soak bench check lock clean
+.PHONY: help up demo drill psql receiver test soak bench check lock clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,9 @@ up: .venv/run.stamp ## Run the whole stack in the foreground: PostgreSQL, Tempor
 
 demo: .venv/demo.stamp ## Drive 500 real shopping baskets through the running stack (ARGS="--baskets 100 --seed 2")
 	@exec .venv/bin/python -m local.demo $(ARGS)
+
+drill: .venv/run.stamp ## Stage an incident of RUNBOOK.md on the running stack: NAME=poison|outage|drift|stuck|conflicts
+	@exec .venv/bin/python -m local.drills $(NAME) $(ARGS)
 
 psql: .venv/run.stamp ## Open psql on the running stack's database (ARGS="-c 'select 1'")
 	@exec .venv/bin/python -m local.psql $(ARGS)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import socket
 import sys
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from local.announce import say, status
 from local.demo.baskets import read_trace
@@ -16,21 +13,20 @@ from local.demo.client import GaveUp, Unexpected
 from local.demo.report import failures, table
 from local.demo.run import Options, run_demo
 from local.errors import StackError
-from local.stack import DataDir, read_stack_env
-from settings import Settings, SettingsError
+from local.running import running_stack
+from settings import SettingsError
 
-_ROLES = ("client", "courier", "admin")
 _DEFAULTS = Options()
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the demo; answer the exit code. Raises StackError when no stack runs."""
     asked = _parse(arguments)
-    url, tokens = _stack()
-    say(f"{asked.baskets} baskets of the Complete Journey go to {url}.")
+    stack = running_stack()
+    say(f"{asked.baskets} baskets of the Complete Journey go to {stack.url}.")
     baskets = read_trace(asked.baskets, asked.seed)
     options = Options(seed=asked.seed, rate=asked.rate, couriers=asked.couriers, patience_seconds=asked.patience)
-    outcome = asyncio.run(run_demo(url, tokens, baskets, options))
+    outcome = asyncio.run(run_demo(stack.url, stack.tokens, baskets, options))
     status(table(outcome))
     broken = failures(outcome)
     for sentence in broken:
@@ -54,25 +50,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(asked, name) <= 0:
             parser.error(f"--{name} must be above 0")
     return asked
-
-
-def _stack() -> tuple[str, dict[str, str]]:
-    """The running stack's address and tokens."""
-    data_dir = DataDir(Settings.from_env(os.environ).data_dir)
-    try:
-        values = read_stack_env(data_dir.stack_env)
-        url = values["WAYBILL_API_URL"]
-        tokens = {role: values[f"WAYBILL_{role.upper()}_TOKEN"] for role in _ROLES}
-    except (FileNotFoundError, KeyError):
-        raise StackError(f"No stack runs on {data_dir.path}: start one with `make up`.") from None
-    address = urlsplit(url)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 80), timeout=5).close()
-    except OSError:
-        raise StackError(
-            f"Nothing answers at {url}, where the stack's API was: start it again with `make up`."
-        ) from None
-    return url, tokens
 
 
 if __name__ == "__main__":

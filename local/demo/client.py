@@ -97,7 +97,7 @@ class Api:
         """A decision, or why there is none yet."""
         try:
             async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
-                answer = await response.json(content_type=None) if response.status != 204 else None
+                answer = await _body(response)
         except TimeoutError:
             return "no answer in time"
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -105,3 +105,10 @@ class Api:
         if response.status in _UNDECIDED:
             return f"HTTP {response.status}"
         return Answer(response.status, answer)
+
+
+async def _body(response: aiohttp.ClientResponse) -> Any:
+    """JSON, or the text of what says that it is text."""
+    if response.status == 204:
+        return None
+    return await (response.text() if response.content_type == "text/plain" else response.json(content_type=None))

@@ -1,0 +1,66 @@
+"""`python -m local.drills NAME`: stages an incident of the runbook on the running stack."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from local.announce import say
+from local.demo.client import Api, GaveUp, Unexpected
+from local.drills import conflicts, drift, outage, poison, stuck
+from local.drills.scene import LOOK_SECONDS, PATIENCE_SECONDS, Drill, Incident, Scene
+from local.errors import StackError
+from local.running import RunningStack, running_stack
+from settings import SettingsError
+
+DRILLS = {
+    "poison": poison.DRILL,
+    "outage": outage.DRILL,
+    "drift": drift.DRILL,
+    "stuck": stuck.DRILL,
+    "conflicts": conflicts.DRILL,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a drill. Raises StackError when no stack runs, GaveUp and Unexpected when the stage cannot be set."""
+    parser = argparse.ArgumentParser(prog="make drill", description="Stage an incident of RUNBOOK.md on the stack.")
+    parser.add_argument("name", choices=DRILLS, metavar="NAME", help=", ".join(DRILLS))
+    parser.add_argument("--no-wait", action="store_true", help="leave the incident there and end")
+    asked = parser.parse_args(arguments)
+    asyncio.run(run_drill(DRILLS[asked.name], running_stack(), wait=not asked.no_wait))
+
+
+async def run_drill(drill: Drill, stack: RunningStack, *, wait: bool) -> None:
+    """Stage it, and watch until it is cleared; then, or when cancelled, take away what belongs to it."""
+    async with Api(stack.url, stack.tokens, PATIENCE_SECONDS) as api:
+        scene = Scene(api, stack, leaves_it=not wait)
+        say("The stage is being set.")
+        async with drill.stage(scene) as incident:
+            say(incident.told)
+            say(f"{drill.metric} is {await scene.metric(drill.metric):g}: {drill.alert}.")
+            say(f'Open RUNBOOK.md at "{drill.section}", and clear it.')
+            if wait:
+                say("This waits until you have; Ctrl-C takes the incident away instead.")
+                await _watch(scene, drill, incident)
+
+
+async def _watch(scene: Scene, drill: Drill, incident: Incident) -> None:
+    before = await scene.metric(drill.metric)
+    while not await incident.cleared():
+        await asyncio.sleep(LOOK_SECONDS)
+        if (now := await scene.metric(drill.metric)) != before:
+            say(f"{drill.metric} is {now:g}.")
+            before = now
+    say(f"It is cleared: {drill.metric} is {await scene.metric(drill.metric):g}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (StackError, SettingsError, GaveUp, Unexpected) as error:
+        sys.exit(f"make drill: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

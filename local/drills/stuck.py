@@ -1,0 +1,52 @@
+"""Holds whose orders' workflows were terminated by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from local.drills.scene import REASON, Drill, Incident, Scene
+from workflows.client import connect
+
+_NAME = "drill-stuck"
+_ORDERS = 3
+_HOLD_SECONDS = 3
+
+
+@asynccontextmanager
+async def _stage(scene: Scene) -> AsyncIterator[Incident]:
+    await scene.stock(_NAME, 100)
+    temporal = await connect(scene.stack.temporal_environment, embedded=scene.stack.temporal_embedded)
+    order_ids = []
+    try:
+        for _ in range(_ORDERS):
+            order = await scene.order(_NAME, _NAME, _HOLD_SECONDS)
+            order_ids.append(order["orderId"])
+            await temporal.get_workflow_handle(order["workflow"]["id"]).terminate(REASON)
+
+        async def stuck() -> bool:
+            page = await scene.admin("GET", "/api/admin/ops/reservations/stuck?limit=200")
+            return {item["orderId"] for item in page["items"]} >= set(order_ids)
+
+        await scene.until(stuck, "the holds outlived their deadline")
+
+        async def cleared() -> bool:
+            orders = [await scene.admin("GET", f"/api/orders/{order_id}") for order_id in order_ids]
+            return all(order["status"] == "EXPIRED" for order in orders)
+
+        told = (
+            f"The workflows of {_ORDERS} orders of product {_NAME} were terminated: nobody ends their holds. (Wait a "
+            "minute, and the scheduled sweep does it, before anybody is woken.)"
+        )
+        yield Incident(told, cleared)
+    finally:
+        if not scene.leaves_it:
+            await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
+
+
+DRILL = Drill(
+    metric="ops_inventory_stuck_reservations",
+    alert="WaybillReservationsStuck",
+    section="Holds are stuck",
+    stage=_stage,
+)
