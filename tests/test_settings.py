@@ -1,10 +1,15 @@
+<<<<<<< HEAD
 """Where e-mail goes, as the environment says it, and what is refused with a reason."""
+=======
+"""What the environment may say."""
+>>>>>>> 780ba99 (Write the runbook, and hold it, the alerts and the dashboard to what exists by running its lines in drills)
 
 from __future__ import annotations
 
 import pytest
 
 from settings import Settings, SettingsError
+<<<<<<< HEAD
 from sinks.email import MailServer
 
 FROM = "Tea Shop <orders@shop.example>"
@@ -56,3 +61,15 @@ def test_a_mail_server_that_cannot_be_meant_is_refused_without_its_password(url:
 def test_a_sender_that_cannot_be_meant_is_refused(mail_from: str) -> None:
     with pytest.raises(SettingsError, match=r"^WAYBILL_MAIL_FROM is "):
         read("smtp://mail.example", mail_from)
+=======
+
+
+def test_workers_show_their_metrics_to_this_machine_only_unless_told_otherwise() -> None:
+    assert Settings.from_env({}).worker_metrics_host == "127.0.0.1"
+    assert Settings.from_env({"WAYBILL_WORKER_METRICS_HOST": "192.0.2.1"}).worker_metrics_host == "192.0.2.1"
+
+
+def test_where_workers_show_their_metrics_is_an_address() -> None:
+    with pytest.raises(SettingsError, match="WAYBILL_WORKER_METRICS_HOST is 'worker': it takes an IP address"):
+        Settings.from_env({"WAYBILL_WORKER_METRICS_HOST": "worker"})
+>>>>>>> 780ba99 (Write the runbook, and hold it, the alerts and the dashboard to what exists by running its lines in drills)

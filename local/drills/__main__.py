@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 
 from local.announce import say
@@ -15,6 +16,7 @@ from local.errors import StackError
 from local.running import RunningStack, running_stack
 from settings import SettingsError
 
+_SAY_SECONDS = 5.0
 DRILLS = {
     "poison": poison.DRILL,
     "outage": outage.DRILL,
@@ -48,12 +50,13 @@ async def run_drill(drill: Drill, stack: RunningStack, *, wait: bool) -> None:
 
 
 async def _watch(scene: Scene, drill: Drill, incident: Incident) -> None:
-    before = await scene.metric(drill.metric)
+    said, said_at = await scene.metric(drill.metric), time.monotonic()
     while not await incident.cleared():
         await asyncio.sleep(LOOK_SECONDS)
-        if (now := await scene.metric(drill.metric)) != before:
+        now = await scene.metric(drill.metric)
+        if now != said and time.monotonic() > said_at + _SAY_SECONDS:
             say(f"{drill.metric} is {now:g}.")
-            before = now
+            said, said_at = now, time.monotonic()
     say(f"It is cleared: {drill.metric} is {await scene.metric(drill.metric):g}.")
 
 

@@ -20,7 +20,7 @@ _COURIERS = 8
 _CAPACITY = 10
 _PAUSE_SECONDS = 0.2
 _HOLD_SECONDS = 60
-_HESITATION_SECONDS = 1.0
+_HESITATION_SECONDS = 1.5
 """Between the dispatcher's look at a delivery and what they do about it."""
 _ATTEMPTS = 20
 _LOST_AT_MOST = 5
@@ -101,6 +101,7 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     finally:  # there are no conflicts without the dispatcher, so nothing can be left
         await _couriers(scene, online=False)
         await scene.admin("PATCH", _SETTINGS, {**_AS_USUAL, "reason": REASON})
+        await scene.empty_shelf(_NAME)
 
 
 async def _couriers(scene: Scene, *, online: bool) -> None:

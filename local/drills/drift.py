@@ -34,6 +34,7 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     finally:
         if not scene.leaves_it:
             await _edit(scene, 0)
+            await scene.empty_shelf(_SKU)
 
 
 async def _edit(scene: Scene, units: int) -> None:

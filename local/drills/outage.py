@@ -35,6 +35,7 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
         finally:
             if not scene.leaves_it:
                 await scene.without_webhook(_NAME)
+                await scene.empty_shelf(_NAME)
 
 
 async def _webhook(scene: Scene) -> dict[str, str]:

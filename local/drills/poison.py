@@ -46,6 +46,7 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
                 await scene.webhook(_NAME, url, enabled=False)  # its receiver goes with the drill
             else:
                 await scene.without_webhook(_NAME)
+                await scene.empty_shelf(_NAME)
 
 
 DRILL = Drill(

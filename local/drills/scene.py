@@ -75,6 +75,11 @@ class Scene:
         body = {"name": sku, "stock": units, "reason": REASON}
         await self.admin("PUT", f"/api/admin/products/{sku}", body, expect=(200, 201))
 
+    async def empty_shelf(self, sku: str) -> None:
+        """Sell no more of a drill's product; there is no other way to take one away."""
+        body = {"name": sku, "stock": 0, "reason": REASON}
+        await self.admin("PUT", f"/api/admin/products/{sku}", body, expect=(200, 201, 409))
+
     async def order(self, sku: str, zone: str, hold_seconds: int) -> dict[str, Any]:
         """Have a unit of a drill's product reserved; answer the order."""
         body = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from local.drills.scene import REASON, Drill, Incident, Scene
@@ -17,7 +17,12 @@ _HOLD_SECONDS = 3
 async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     await scene.stock(_NAME, 100)
     temporal = await connect(scene.stack.temporal_environment, embedded=scene.stack.temporal_embedded)
-    order_ids = []
+    order_ids: list[str] = []
+
+    async def cleared() -> bool:
+        orders = [await scene.admin("GET", f"/api/orders/{order_id}") for order_id in order_ids]
+        return all(order["status"] == "EXPIRED" for order in orders)
+
     try:
         for _ in range(_ORDERS):
             order = await scene.order(_NAME, _NAME, _HOLD_SECONDS)
@@ -30,10 +35,6 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
 
         await scene.until(stuck, "the holds outlived their deadline")
 
-        async def cleared() -> bool:
-            orders = [await scene.admin("GET", f"/api/orders/{order_id}") for order_id in order_ids]
-            return all(order["status"] == "EXPIRED" for order in orders)
-
         told = (
             f"The workflows of {_ORDERS} orders of product {_NAME} were terminated: nobody ends their holds. (Wait a "
             "minute, and the scheduled sweep does it, before anybody is woken.)"
@@ -41,7 +42,14 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
         yield Incident(told, cleared)
     finally:
         if not scene.leaves_it:
-            await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
+            await _free(scene, cleared)
+            await scene.empty_shelf(_NAME)
+
+
+async def _free(scene: Scene, cleared: Callable[[], Awaitable[bool]]) -> None:
+    if not await cleared():
+        await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
+        await scene.until(cleared, "the holds ended")
 
 
 DRILL = Drill(

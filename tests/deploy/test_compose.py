@@ -141,10 +141,31 @@ def test_what_is_mounted_exists(services: dict[str, Any]) -> None:
     sources = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())]
     paths = [Path(source) for source in sources if source.startswith("/")]
     deploy = PROJECT / "deploy"
-    folders = [deploy / "grafana" / "dashboards", deploy / "grafana" / "provisioning", deploy / "prometheus"]
-    assert sorted(paths) == [*folders, deploy / "temporal.yaml"]
-    assert all(path.is_dir() for path in folders)
+    grafana = [
+        deploy / "grafana" / name for name in ("dashboards", "provisioning/dashboards", "provisioning/datasources")
+    ]
+    assert sorted(paths) == [*grafana, deploy / "prometheus", deploy / "temporal.yaml"]
+    assert all(any(path.glob("*.*")) for path in paths[:-1] if path.is_dir())
     assert (deploy / "temporal.yaml").is_file()
+
+
+@needs_docker_compose
+def test_prometheus_and_grafana_find_what_they_ask(services: dict[str, Any]) -> None:
+    configuration = (PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    assert set(re.findall(r'targets: \["(.*)"\]', configuration)) == {"api:8000"}
+    assert re.findall(r'names: \["(\w+)"\]\n +type: A\n +port: (\d+)', configuration) == [
+        ("worker", services["worker"]["environment"]["WAYBILL_WORKER_METRICS_PORT"])
+    ]
+    assert services["worker"]["environment"]["WAYBILL_WORKER_METRICS_HOST"] == "0.0.0.0"  # noqa: S104
+    [token_file] = re.findall(r"credentials_file: (.*)", configuration)
+    assert f"> {token_file}" in services["prometheus"]["command"][0]
+    assert services["prometheus"]["tmpfs"] == [str(Path(token_file).parent)]
+    sources = (PROJECT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
+    assert "url: http://prometheus:9090" in sources
+    [dashboards] = re.findall(
+        r"path: (.*)", (PROJECT / "deploy/grafana/provisioning/dashboards/waybill.yml").read_text()
+    )
+    assert any(f":{dashboards}:ro" in volume for volume in services["grafana"]["volumes"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""Every drill on a running stack: the metric moves, the alert's expression holds, the runbook's lines clear it.
+
+The five run side by side on one stack, watched by one Prometheus with the project's own rules; each test clears one.
+That alerts wait for some minutes before they fire is tested by promtool (tests/deploy/test_prometheus.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from local.drills.__main__ import DRILLS
+from local.leftovers import end_leftovers
+from local.processes import Command, Process
+from local.stack import DataDir, read_stack_env
+from tests import runbook
+from tests.local.stacks import PROJECT, stack_environment, stack_up
+from tests.prometheus import Prometheus, program, prometheus
+from tests.servers import throw_away_directory
+from tests.waiting import wait_until
+
+# What else would clear an incident is left out: each drill's test shows what the runbook does.
+QUIET = {"WAYBILL_SWEEP_SECONDS": "3600", "WAYBILL_CROSS_CHECK_SECONDS": "3600", "WAYBILL_SWEEP_GRACE_SECONDS": "1"}
+WORKERS_HOST = "127.0.0.2"
+STAGED_SECONDS = 60
+
+
+@dataclass
+class Watch:
+    """A stack, its Prometheus, and the drills that are under way."""
+
+    environment: dict[str, str]
+    directory: Path
+    data_dir: DataDir
+    watched: Prometheus
+    drills: dict[str, Process] = field(default_factory=dict)
+
+    def get(self, path: str) -> Any:
+        """What a GET answers, with the status 200 or 404."""
+        values = read_stack_env(self.data_dir.stack_env)
+        token = {"Authorization": f"Bearer {values['WAYBILL_ADMIN_TOKEN']}"}
+        response = httpx.get(values["WAYBILL_API_URL"] + path, headers=token, timeout=30)
+        assert response.status_code in (200, 404), response.text
+        return response.json()
+
+    def begin(self, name: str, *arguments: str) -> Process:
+        """Start a drill."""
+        argv = [sys.executable, "-m", "local.drills", name, *arguments]
+        command = Command(name=name, argv=argv, environment=self.environment, directory=PROJECT)
+        self.drills[name] = Process(command, self.directory / f"{name}.log")
+        self.drills[name].start()
+        return self.drills[name]
+
+    def staged(self, name: str) -> str:
+        """Wait until a drill has staged its incident, and its alert's expression holds; answer what it said."""
+        drill, process = DRILLS[name], self.drills[name]
+        wait_until(lambda: "and clear it" in process.output() or not process.running, STAGED_SECONDS)
+        said = process.output()
+        assert f'Open RUNBOOK.md at "{drill.section}"' in said, said
+        wait_until(lambda: self.watched.alert(drill.alert)["state"] in ("pending", "firing"), STAGED_SECONDS)
+        for alert in self.watched.alert(drill.alert)["alerts"]:
+            assert "error" not in json.dumps(alert["annotations"])
+            assert alert["annotations"]["runbook_url"].endswith(f"#{runbook.slug(drill.section)}")
+        return said
+
+    def cleared(self, name: str) -> None:
+        """Wait until a drill has seen its incident end."""
+        process = self.drills[name]
+        wait_until(lambda: not process.running, STAGED_SECONDS)
+        assert "It is cleared" in process.output(), process.output()
+        assert process.exit_code == 0
+
+    def silent(self, name: str) -> None:
+        """Wait until a drill's alert is over."""
+        wait_until(lambda: self.watched.alert(DRILLS[name].alert)["state"] == "inactive", 30)
+
+    def conflicts_a_second(self) -> float:
+        """Over the last moments, once there were enough looks to know."""
+        query = "sum(rate(ops_assignment_conflicts_total[10s]))"
+        wait_until(lambda: self.watched.value(query) is not None, STAGED_SECONDS)
+        return self.watched.value(query) or 0.0
+
+    def run(self, title: str, containing: str, **variables: str) -> Any:
+        """Run the runbook's lines as they stand, with what they say is to be set; the last line's answer."""
+        lines = [runbook.lines_of("Before you touch anything", "stack.env"), runbook.lines_of(title, containing)]
+        done = subprocess.run(
+            ["/bin/sh", "-eu", "-c", "\n".join(lines)],
+            cwd=self.directory,
+            env={"PATH": os.environ["PATH"], **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return _last_answer(done.stdout)
+
+
+def _last_answer(said: str) -> Any:
+    """The last of several JSON texts in a row."""
+    answer, position = None, 0
+    while position < len(said):
+        answer, position = json.JSONDecoder().raw_decode(said, position)
+    return answer
+
+
+@pytest.fixture(name="watch", scope="module")
+def _watch() -> Iterator[Watch]:
+    program("promtool")
+    with throw_away_directory() as directory, contextlib.ExitStack() as stack:
+        data_dir = DataDir(directory / ".data")
+        environment = stack_environment(data_dir, **QUIET, WAYBILL_WORKER_METRICS_HOST=WORKERS_HOST)
+        supervisor = stack_up(environment, directory / "up.log")
+        try:
+            worker = f"{WORKERS_HOST}:{environment['WAYBILL_WORKER_METRICS_PORT']}"
+            watched = stack.enter_context(prometheus(directory, read_stack_env(data_dir.stack_env), worker))
+            watch = Watch(environment, directory, data_dir, watched)
+            for name in DRILLS:
+                watch.begin(name)
+            try:
+                yield watch
+            finally:
+                for process in watch.drills.values():
+                    process.kill()
+        finally:
+            supervisor.signal(signal.SIGINT)
+            wait_until(lambda: not supervisor.running, 15)
+            supervisor.kill()
+            end_leftovers(data_dir.path, data_dir.postgres)
+
+
+def test_prometheus_reads_the_fleet_the_readiness_and_the_worker(watch: Watch) -> None:
+    jobs = {"waybill", "waybill-readiness", "waybill-worker"}
+    wait_until(lambda: watch.watched.up() == dict.fromkeys(jobs, "up"), 30)
+    names = watch.watched.names()
+    assert {"ops_orders", "ops_outbox_backlog_size", "ops_invariant_violations", "temporal_request_total"} <= names
+
+
+def test_a_first_look_keeps_a_snapshot(watch: Watch) -> None:
+    assert watch.run("Before you touch anything", "snapshots")["snapshotId"]
+
+
+def test_drift_is_reconciled(watch: Watch) -> None:
+    title = DRILLS["drift"].section
+    watch.staged("drift")
+    report = watch.run(title, "inventory/drift")
+    [drifted] = [item["sku"] for item in report["items"]]
+    assert drifted == "drill-drift"
+    watch.run(title, '"dryRun":true', sku=drifted)
+    watch.run(title, '"dryRun":false', sku=drifted)
+    watch.cleared("drift")
+    watch.silent("drift")
+
+
+def test_stuck_holds_are_swept(watch: Watch) -> None:
+    title = DRILLS["stuck"].section
+    watch.staged("stuck")
+    items = watch.run(title, "reservations/stuck")["items"]
+    assert {(item["sku"], item["cause"]) for item in items} == {("drill-stuck", "workflow_closed")}
+    watch.run(title, "reservations/sweep")
+    watch.cleared("stuck")
+    watch.silent("stuck")
+    assert watch.get("/api/products/drill-stuck")["reservedStock"] == 0
+
+
+def test_a_webhook_that_moved_is_sent_to_where_it_is(watch: Watch) -> None:
+    title, webhook = DRILLS["outage"].section, "drill-outage"
+    said = watch.staged("outage")
+    assert watch.run(title, 'curl -sS "$WAYBILL_API_URL', webhook=webhook)["breaker"] == "open"
+    [url] = re.findall(r"moved to (http\S+?)\.$", said, re.MULTILINE)
+    watch.run(title, "-X PUT", webhook=webhook, url=url)
+    watch.cleared("outage")
+    watch.silent("outage")
+    assert watch.get(f"/api/admin/webhooks/{webhook}")["status"] == 404
+
+
+def test_a_poisoned_event_is_seen_and_given_up(watch: Watch) -> None:
+    title = DRILLS["poison"].section
+    watch.staged("poison")
+    [item] = watch.run(title, "outbox/failures?")["items"]
+    assert (item["sink"], item["aggregateId"], item["errorClass"]) == ("drill-poison", "drill-poison", "event")
+    event = watch.run(title, "outbox/events", event=item["eventId"])
+    assert [attempt["outcome"] for message in event["messages"] for attempt in message["attempts"]].count("failed") == 3
+    watch.run(title, "/ignore", message=item["messageId"])
+    watch.cleared("poison")
+    watch.silent("poison")
+
+
+def test_conflicts_fall_with_fewer_rounds_and_a_wider_window(watch: Watch) -> None:
+    title = DRILLS["conflicts"].section
+    watch.staged("conflicts")
+    racing = watch.conflicts_a_second()
+    assert racing > 0
+    items = watch.run(title, "assignment/conflicts")["items"]
+    assert sum(item["total"] for item in items) > 30
+    watch.run(title, "PATCH", zone="drill-conflicts")
+
+    wait_until(lambda: watch.conflicts_a_second() < racing / 3, STAGED_SECONDS)
+    watch.cleared("conflicts")
+    assert watch.get("/api/admin/ops/assignment/settings/drill-conflicts")["batchWindowSeconds"] == 2
+
+
+def test_a_drill_that_is_interrupted_takes_its_incident_away(watch: Watch) -> None:
+    process = watch.begin("outage")
+    watch.staged("outage")
+    process.signal(signal.SIGINT)
+    wait_until(lambda: not process.running)
+    assert process.exit_code == 130
+    assert watch.get("/api/admin/webhooks/drill-outage")["status"] == 404
+
+
+def test_a_drill_that_does_not_wait_leaves_its_incident(watch: Watch) -> None:
+    process = watch.begin("drift", "--no-wait")
+    wait_until(lambda: not process.running, STAGED_SECONDS)
+    assert process.exit_code == 0, process.output()
+    watch.run(DRILLS["drift"].section, '"dryRun":false', sku="drill-drift")
+    wait_until(lambda: not watch.get("/api/admin/ops/inventory/drift")["items"])
+
+
+def test_afterwards_every_promise_holds_and_every_panel_had_something_to_show(watch: Watch) -> None:
+    assert watch.run("After an incident", "invariants")["ok"]
+    for_sale = [product["sku"] for product in watch.get("/api/products")["items"] if product["stock"]]
+    assert for_sale == ["drill-drift"], "only what was left there on purpose"
+    dashboard = json.loads((PROJECT / "deploy" / "grafana" / "dashboards" / "waybill.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    assert runbook.metric_names(" ".join(queries)) - watch.watched.names() == set()
+    for query in queries:
+        watch.watched.api("query", query=query)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["nothing"], "invalid choice: 'nothing'"), ([], "the following arguments are required")]
+)
+def test_a_drill_that_does_not_exist_is_refused(arguments: list[str], says: str) -> None:
+    command = [sys.executable, "-m", "local.drills", *arguments]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
