@@ -77,7 +77,9 @@ def _outbox(metrics: Metrics) -> Iterator[Metric]:
         errors.add_metric([error_class], getattr(values, f"errors_{error_class}"))
     yield errors
     yield _counter("ops_outbox_failed_transitions", "Messages that became FAILED.", values.failed_transitions)
-    breakers = GaugeMetricFamily("ops_outbox_endpoint_open", "1 while a webhook is not sent to.", labels=["endpoint"])
+    breakers = GaugeMetricFamily(
+        "ops_outbox_endpoint_open", "1 while a webhook, or the mail server, is not sent to.", labels=["endpoint"]
+    )
     for row in metrics.breakers:
         breakers.add_metric([row.name], 0 if row.closed else 1)
     yield breakers

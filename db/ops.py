@@ -108,7 +108,7 @@ _STATUS_COUNTS = text(
     "SELECT noun, status, CAST(sum(total) AS bigint) AS total FROM status_counts GROUP BY noun, status"
 )
 _BREAKERS = text("""
-    SELECT name, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind = 'webhook' ORDER BY name
+    SELECT name, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind <> 'workflow' ORDER BY name
 """)
 _CONFLICTS = text("""
     SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts

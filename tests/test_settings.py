@@ -1,15 +1,10 @@
-<<<<<<< HEAD
-"""Where e-mail goes, as the environment says it, and what is refused with a reason."""
-=======
-"""What the environment may say."""
->>>>>>> 780ba99 (Write the runbook, and hold it, the alerts and the dashboard to what exists by running its lines in drills)
+"""What the environment may say: where e-mail goes and metrics are served; and what is refused with a reason."""
 
 from __future__ import annotations
 
 import pytest
 
 from settings import Settings, SettingsError
-<<<<<<< HEAD
 from sinks.email import MailServer
 
 FROM = "Tea Shop <orders@shop.example>"
@@ -61,7 +56,6 @@ def test_a_mail_server_that_cannot_be_meant_is_refused_without_its_password(url:
 def test_a_sender_that_cannot_be_meant_is_refused(mail_from: str) -> None:
     with pytest.raises(SettingsError, match=r"^WAYBILL_MAIL_FROM is "):
         read("smtp://mail.example", mail_from)
-=======
 
 
 def test_workers_show_their_metrics_to_this_machine_only_unless_told_otherwise() -> None:
@@ -72,4 +66,3 @@ def test_workers_show_their_metrics_to_this_machine_only_unless_told_otherwise()
 def test_where_workers_show_their_metrics_is_an_address() -> None:
     with pytest.raises(SettingsError, match="WAYBILL_WORKER_METRICS_HOST is 'worker': it takes an IP address"):
         Settings.from_env({"WAYBILL_WORKER_METRICS_HOST": "worker"})
->>>>>>> 780ba99 (Write the runbook, and hold it, the alerts and the dashboard to what exists by running its lines in drills)

@@ -37,6 +37,13 @@ async def test_every_metric_of_the_contract_is_served(quiet_house: House) -> Non
     assert {sample.name for family in families for sample in family.samples} >= NAMES
 
 
+async def test_a_mail_server_that_is_down_shows_as_an_open_endpoint(quiet_house: House) -> None:
+    email = 'ops_outbox_endpoint_open{endpoint="email"}'
+    assert await quiet_house.metric(email) == 0
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE kind = 'email'")
+    assert await quiet_house.metric(email) == 1
+
+
 async def test_metrics_that_take_too_long_are_a_clear_503_while_prometheus_still_listens(quiet_house: House) -> None:
     await quiet_house.sql("ALTER TABLE conflict_counts RENAME TO kept")
     await quiet_house.sql(
