@@ -8,6 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from asyncpg import PostgresError
+from temporalio.service import RPCError
+
 from local.announce import say
 from local.demo.client import Api, GaveUp, Unexpected
 from local.drills import conflicts, drift, outage, poison, stuck
@@ -63,7 +66,7 @@ async def _watch(scene: Scene, drill: Drill, incident: Incident) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (StackError, SettingsError, GaveUp, Unexpected) as error:
+    except (StackError, SettingsError, GaveUp, Unexpected, RPCError, PostgresError, RuntimeError, OSError) as error:
         sys.exit(f"make drill: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

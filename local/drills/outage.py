@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from local.drills.receiver import receiving
 from local.drills.scene import Drill, Incident, Scene
@@ -16,19 +17,27 @@ _NAME = "drill-outage"
 async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     await scene.without_webhook(_NAME)
     down = f"http://127.0.0.1:{free_port()}/events"
-    async with receiving(lambda event: 204) as moved_to:
+    arrived = False
+
+    def answer(event: dict[str, Any]) -> int:
+        nonlocal arrived
+        arrived = arrived or event["subject"] == _NAME
+        return 204
+
+    async with receiving(answer) as moved_to:
         await scene.webhook(_NAME, down)
         try:
             await scene.stock(_NAME, 1)
 
             async def breaker_is_open() -> bool:
-                return bool((await _webhook(scene))["breaker"] == "open")
+                webhook = await scene.admin("GET", f"/api/admin/webhooks/{_NAME}")
+                return bool(webhook["breaker"] == "open")
 
             await scene.until(breaker_is_open, f"the breaker of {_NAME} opened")
 
             async def cleared() -> bool:
-                answer = await scene.api.call("admin", "GET", f"/api/admin/webhooks/{_NAME}", expect=(200, 404))
-                return answer.status == 404 or answer.body["breaker"] == "closed"
+                found = await scene.api.call("admin", "GET", f"/api/admin/webhooks/{_NAME}", expect=(200, 404))
+                return found.status == 404 or (arrived and found.body["breaker"] == "closed")
 
             where = "" if scene.leaves_it else f" Its receiver has moved to {moved_to}."
             yield Incident(f"Webhook {_NAME} goes to {down}, where nothing listens.{where}", cleared)
@@ -36,11 +45,6 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
             if not scene.leaves_it:
                 await scene.without_webhook(_NAME)
                 await scene.empty_shelf(_NAME)
-
-
-async def _webhook(scene: Scene) -> dict[str, str]:
-    webhook: dict[str, str] = await scene.admin("GET", f"/api/admin/webhooks/{_NAME}")
-    return webhook
 
 
 DRILL = Drill(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from local.drills.scene import REASON, Drill, Incident, Scene
@@ -10,7 +10,7 @@ from workflows.client import connect
 
 _NAME = "drill-stuck"
 _ORDERS = 3
-_HOLD_SECONDS = 3
+_HOLD_SECONDS = 5
 
 
 @asynccontextmanager
@@ -23,18 +23,20 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
         orders = [await scene.admin("GET", f"/api/orders/{order_id}") for order_id in order_ids]
         return all(order["status"] == "EXPIRED" for order in orders)
 
+    async def stuck() -> bool:
+        page = await scene.admin("GET", "/api/admin/ops/reservations/stuck?limit=200")
+        return {item["orderId"] for item in page["items"]} >= set(order_ids)
+
+    async def decided() -> bool:
+        return await stuck() or await cleared()
+
     try:
         for _ in range(_ORDERS):
             order = await scene.order(_NAME, _NAME, _HOLD_SECONDS)
             order_ids.append(order["orderId"])
             await temporal.get_workflow_handle(order["workflow"]["id"]).terminate(REASON)
 
-        async def stuck() -> bool:
-            page = await scene.admin("GET", "/api/admin/ops/reservations/stuck?limit=200")
-            return {item["orderId"] for item in page["items"]} >= set(order_ids)
-
-        await scene.until(stuck, "the holds outlived their deadline")
-
+        await scene.until(decided, "the holds outlived their deadline")
         told = (
             f"The workflows of {_ORDERS} orders of product {_NAME} were terminated: nobody ends their holds. (Wait a "
             "minute, and the scheduled sweep does it, before anybody is woken.)"
@@ -42,14 +44,11 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
         yield Incident(told, cleared)
     finally:
         if not scene.leaves_it:
-            await _free(scene, cleared)
+            await scene.until(decided, "the holds' deadline passed")
+            if not await cleared():
+                await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
+                await scene.until(cleared, "the holds ended")
             await scene.empty_shelf(_NAME)
-
-
-async def _free(scene: Scene, cleared: Callable[[], Awaitable[bool]]) -> None:
-    if not await cleared():
-        await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
-        await scene.until(cleared, "the holds ended")
 
 
 DRILL = Drill(
