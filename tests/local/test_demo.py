@@ -255,5 +255,6 @@ def test_it_says_when_no_stack_runs(tmp_path: Path) -> None:
     assert said() == f"make demo: No stack runs on {data_dir.path}: start one with `make up`.\n"
     url = f"http://127.0.0.1:{free_port()}"
     tokens = {f"WAYBILL_{role.upper()}_TOKEN": role for role in TOKENS}
-    data_dir.write_stack_env({"WAYBILL_API_URL": url, **tokens})
+    servers = {"WAYBILL_DATABASE_URL": "postgresql://127.0.0.1/waybill", "TEMPORAL_ADDRESS": "127.0.0.1:7233"}
+    data_dir.write_stack_env({"WAYBILL_API_URL": url, **servers, **tokens})
     assert said() == f"make demo: Nothing answers at {url}, where the stack's API was: start it again with `make up`.\n"

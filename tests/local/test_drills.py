@@ -56,7 +56,9 @@ class Watch:
         return response.json()
 
     def begin(self, name: str, *arguments: str) -> Process:
-        """Start a drill."""
+        """Start a drill, in the place of one that may still wait (its test was not asked for)."""
+        if name in self.drills:
+            self.drills[name].kill()
         argv = [sys.executable, "-m", "local.drills", name, *arguments]
         command = Command(name=name, argv=argv, environment=self.environment, directory=PROJECT)
         self.drills[name] = Process(command, self.directory / f"{name}.log")
