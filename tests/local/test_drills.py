@@ -187,14 +187,14 @@ def test_a_webhook_that_moved_is_sent_to_where_it_is(watch: Watch) -> None:
     assert watch.get(f"/api/admin/webhooks/{webhook}")["status"] == 404
 
 
-def test_a_poisoned_event_is_seen_and_given_up(watch: Watch) -> None:
+def test_a_poisoned_event_is_seen_and_fixed(watch: Watch) -> None:
     title = DRILLS["poison"].section
     watch.staged("poison")
     [item] = watch.run(title, "outbox/failures?")["items"]
     assert (item["sink"], item["aggregateId"], item["errorClass"]) == ("drill-poison", "drill-poison", "event")
     event = watch.run(title, "outbox/events", event=item["eventId"])
     assert [attempt["outcome"] for message in event["messages"] for attempt in message["attempts"]].count("failed") == 3
-    watch.run(title, "/ignore", message=item["messageId"])
+    assert watch.run(title, "/fix", message=item["messageId"], sku=item["aggregateId"])["status"] == "PENDING"
     watch.cleared("poison")
     watch.silent("poison")
 
