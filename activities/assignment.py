@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio import activity
 
 from activities.heartbeat import heartbeats
-from activities.solver import Solver
+from activities.solver import Solver, decide_round
 from db.assignment import commit, requeue, rounds, zones
 from db.assignment.commit import Conflict
 from db.assignment.rounds import Hurry
 from db.assignment.zones import ZoneSettings
 from db.engine import Database, is_lock_timeout
 from db.ops import database_time
-from domain.assignment.matching import FreeCourier, Pair, WaitingDelivery
 from domain.assignment.states import AssignmentSource, ZoneMode
+from domain.assignment.view import FreeCourier, Pair, Policy, RoundView, WaitingDelivery
 from domain.ids import new_id
 from domain.order import Place
 
@@ -116,7 +116,10 @@ class AssignmentActivities:
         )
         if not waiting or not free:
             return RoundOutcome(0, 0, again=False)
-        pairs, inputs = await self._solver.decide([_waiting(row) for row in waiting], [_free(row) for row in free])
+        policy = Policy(top_candidates=settings.top_candidates)
+        view = RoundView(tuple(map(_waiting, waiting)), tuple(map(_free, free)), policy)
+        decision, inputs = await self._solver.run(decide_round, view)
+        pairs = decision.pairs
         losers = await self._give(round_id, pairs, settings.accept_window_seconds)
         record = partial(
             rounds.record_round,
@@ -206,6 +209,7 @@ def _waiting(row: Row[Any]) -> WaitingDelivery:
         pickup=Place(**row.pickup) if row.pickup else None,
         dropoff=Place(**row.dropoff),
         seconds_to_promise=row.seconds_to_promise,
+        waiting_seconds=row.waiting_seconds,
         not_by=tuple(row.not_by),
     )
 

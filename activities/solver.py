@@ -7,24 +7,36 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict
+from typing import Any, TypeVar
 
 from temporalio.exceptions import ApplicationError
 
-from domain.assignment.matching import FreeCourier, Pair, WaitingDelivery, match
+from domain.assignment.explain import Explanation, explain
+from domain.assignment.policy import decide
+from domain.assignment.view import Decision, RoundView
 
 _MOST_PROCESSES = 4
 
 
-def decide(deliveries: Sequence[WaitingDelivery], couriers: Sequence[FreeCourier]) -> tuple[list[Pair], str]:
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+
+def decide_round(view: RoundView) -> tuple[Decision, str]:
     """What a round decides, and its inputs as JSON: writing them out for a large batch takes its time as well."""
-    inputs = {
-        "deliveries": [asdict(delivery) for delivery in deliveries],
-        "couriers": [asdict(courier) for courier in couriers],
-    }
-    return match(deliveries, couriers), json.dumps(inputs)
+    return decide(view), json.dumps(asdict(view))
+
+
+def explain_round(inputs: Mapping[str, Any]) -> Explanation | None:
+    """Why a round decided as it did, from its stored inputs; None for one of before they were stored in full."""
+    try:
+        view = RoundView.from_json(inputs)
+    except (KeyError, TypeError):
+        return None
+    return explain(view)
 
 
 class Solver:
@@ -40,13 +52,11 @@ class Solver:
         for process in processes:
             process.terminate()
 
-    async def decide(
-        self, deliveries: Sequence[WaitingDelivery], couriers: Sequence[FreeCourier]
-    ) -> tuple[list[Pair], str]:
-        """`decide` in one of the processes; one that died costs the round, not the worker."""
+    async def run(self, work: Callable[[Input], Output], given: Input) -> Output:
+        """Call `work` in one of the processes; one that died costs the call, not its caller's process."""
         pool = self._pool
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, decide, deliveries, couriers)
+            return await asyncio.get_running_loop().run_in_executor(pool, work, given)
         except BrokenExecutor as error:
             if self._pool is pool:  # rounds that ran at once notice it together
                 self._pool = _pool()

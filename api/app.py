@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from temporalio.client import Client
 
+from activities.solver import Solver
 from api import assignment, dispatch, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
 from api.auth import Gate, Role
 from api.console import create_console
@@ -43,6 +44,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(create_engine(settings.database_url or "", pool_size=_POOL_SIZE, name="waybill-api"))
+        solver = Solver()
         app.state.services = console.state.services = Services(
             database=database,
             temporal=temporal or await connect(os.environ, embedded=settings.temporal_embedded, lazy=True),
@@ -51,11 +53,13 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
             hold_seconds=settings.hold_seconds,
             sweep_grace_seconds=settings.sweep_grace_seconds,
             webhook_allow_private=settings.webhook_allow_private or False,
+            solver=solver,
         )
         try:
             async with sampling(database, settings.sweep_grace_seconds):
                 yield
         finally:
+            solver.close()
             await database.close()
 
     # The interactive pages would load scripts from elsewhere; the description itself is at /openapi.json.

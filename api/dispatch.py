@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from pydantic.alias_generators import to_camel
 from sqlalchemy import Row
 
+from activities.solver import explain_round
 from api.assignment import show_delivery
 from api.models import Name, Page, Reasoned, actor, aware_time, time
 from api.problems import not_found
@@ -131,16 +133,18 @@ async def list_rounds(
 
 @router.get("/rounds/{round_id}")
 async def get_round(round_id: str, services: ServicesDep) -> dict[str, Any]:
-    """A round with what it saw, decided and lost."""
+    """A round with what it saw, decided and lost, and why: its costs, runners-up and a proof, worked out now."""
     async with services.database.read() as connection:
         row = await rounds.get_round(connection, round_id)
     if row is None:
         raise not_found("round")
+    explanation = await services.solver.run(explain_round, row.inputs)
     return {
         **_show_round(row),
         "inputs": _camel(row.inputs),
         "pairs": _camel(row.pairs),
         "conflicts": _camel(row.losers),
+        "explanation": _camel(asdict(explanation)) if explanation else None,
     }
 
 
@@ -161,4 +165,4 @@ def _camel(value: Any) -> Any:
     """What was stored in the house's own words, in the API's."""
     if isinstance(value, dict):
         return {to_camel(name): _camel(each) for name, each in value.items()}
-    return [_camel(each) for each in value] if isinstance(value, list) else value
+    return [_camel(each) for each in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.solver import Solver
 from api.problems import unavailable
 from db import ops
 from db.engine import Database
@@ -38,6 +39,8 @@ class Services:
     hold_seconds: int
     sweep_grace_seconds: int
     webhook_allow_private: bool
+    solver: Solver
+    """Explains rounds, which takes a processor as long as deciding them did."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def workflow_url(self, workflow_id: str) -> str | None:

@@ -56,6 +56,7 @@ async def read_hurry(connection: AsyncConnection, zone: str) -> Hurry:
 _WAITING = text(f"""
     SELECT d.delivery_id, d.pickup, d.dropoff,
         CAST(extract(epoch FROM d.promised_at - now()) AS float8) AS seconds_to_promise,
+        CAST(extract(epoch FROM now() - d.created_at) AS float8) AS waiting_seconds,
         ARRAY(SELECT a.courier_id FROM assignments a WHERE {_ASKED}) AS not_by
     FROM deliveries d WHERE {_GIVABLE}
         AND mod(CAST(hashtext(d.delivery_id) AS bigint) + 2147483648, :parts) = :part

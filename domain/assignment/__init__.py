@@ -1,1 +1,1 @@
-"""Deliveries and couriers: `states` of the way to the door, and `matching`, what a round decides."""
+"""Deliveries and couriers: `states` of the way to the door, and `policy`, what a round decides."""

@@ -1,94 +1,91 @@
-"""Which courier takes which delivery: the optimal matching of a round."""
+"""Which row takes which column: the optimal matching of a cost table, in one call of scipy.
+
+Rows may stay without a column, each at a price of its own ("leaving"). Costs are whole milliseconds held as floats,
+so that sums are exact and a certificate's gap is 0, not nearly 0.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from domain.order import Place
+from domain.assignment.travel import Floats
 
-
-@dataclass(frozen=True)
-class WaitingDelivery:
-    """A delivery without a courier, as a round sees it."""
-
-    delivery_id: str
-    dropoff: Place
-    seconds_to_promise: float
-    """Until the promised time; negative when that has passed."""
-    pickup: Place | None = None
-    not_by: tuple[str, ...] = ()
-    """Couriers who declined it."""
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class FreeCourier:
-    """A courier who can take more, as a round sees them."""
+class CostTable:
+    """What each row costs with its candidate columns, and with none."""
 
-    courier_id: str
-    at: Place
-    slots: int
-    """How many more deliveries."""
+    costs: Floats
+    """One row each, whole milliseconds; `inf` where the two must not meet."""
+    leaving: Floats
+    """The price of leaving each row without a column; finite."""
+    width: int
+    """How many columns there are."""
+    columns: Ints | None = None
+    """Which column each cost belongs to (none twice in a row); None for a dense table: all of them, in order."""
 
+    def gains(self) -> Floats:
+        """What a pair costs more than leaving its row: never above 0, for nobody takes what is cheaper left."""
+        gains: Floats = np.subtract(self.costs, self.leaving[:, None])
+        return np.minimum(gains, 0.0, out=gains)
 
-@dataclass(frozen=True)
-class Pair:
-    """A courier for a delivery, at a cost in seconds."""
+    def cost(self, row: int, column: int) -> float:
+        """What one pair costs, milliseconds; `inf` where they must not meet."""
+        if self.columns is None:
+            return float(self.costs[row, column])
+        return float(self.costs[row, self.columns[row] == column].min(initial=np.inf))
 
-    delivery_id: str
-    courier_id: str
-    cost_seconds: float
-
-
-METRES_PER_SECOND = 5.0
-"""A bicycle in a city."""
-_EARTH_RADIUS_METRES = 6_371_000.0
-_LATE_WEIGHT = 3.0
-"""A second late costs as much as so many seconds of riding."""
-_LATER_SLOT_SECONDS = 60.0
-"""Added for each delivery a courier already takes in the round: spread the work before stacking it."""
-_FORBIDDEN = 1e9
-
-
-def match(deliveries: Sequence[WaitingDelivery], couriers: Sequence[FreeCourier]) -> list[Pair]:
-    """The cheapest way to give as many deliveries as possible to couriers within their slots.
-
-    Cost of a pair: seconds of travel (courier → pick-up → drop-off, or straight to the drop-off) plus three for each
-    second late. One optimal bipartite matching of deliveries with courier slots (scipy's `linear_sum_assignment`).
-    """
-    slots = [(courier, turn) for courier in couriers for turn in range(min(courier.slots, len(deliveries)))]
-    if not deliveries or not slots:
-        return []
-    costs = np.array([[_cost(delivery, courier, turn) for courier, turn in slots] for delivery in deliveries])
-    rows, columns = linear_sum_assignment(costs)
-    return [
-        Pair(deliveries[row].delivery_id, slots[column][0].courier_id, round(float(costs[row, column]), 3))
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
-        if costs[row, column] < _FORBIDDEN
-    ]
+    def total(self, chosen: Ints) -> float:
+        """What the round costs when these columns are chosen (-1: left), in milliseconds."""
+        rows = np.arange(len(chosen))
+        if self.columns is None:
+            taken = self.costs[rows, np.maximum(chosen, 0)] if self.width else self.leaving
+        else:
+            taken = np.where(self.columns == chosen[:, None], self.costs, np.inf).min(axis=1, initial=np.inf)
+        return float(np.where(chosen < 0, self.leaving, taken).sum())
 
 
-def _cost(delivery: WaitingDelivery, courier: FreeCourier, turn: int) -> float:
-    if courier.courier_id in delivery.not_by:
-        return _FORBIDDEN
-    seconds = travel_seconds(courier.at, delivery.pickup, delivery.dropoff) + turn * _LATER_SLOT_SECONDS
-    return seconds + _LATE_WEIGHT * max(0.0, seconds - delivery.seconds_to_promise)
+def solve(table: CostTable) -> Ints:
+    """The column of each row (-1: left) in a matching of the lowest total cost. Deterministic."""
+    if not table.costs.size:
+        return np.full(len(table.leaving), -1, dtype=np.int64)
+    return _solve_dense(table) if table.columns is None else _solve_sparse(table, table.columns)
 
 
-def travel_seconds(start: Place, pickup: Place | None, dropoff: Place) -> float:
-    """Riding time from the courier to the door, by way of the pick-up where there is one."""
-    stops = [start, *([pickup] if pickup else []), dropoff]
-    return sum(_metres(here, there) for here, there in pairwise(stops)) / METRES_PER_SECOND
+def _solve_dense(table: CostTable) -> Ints:
+    """A pair that gains nothing stands for a row left: the table needs no columns for that."""
+    gains = table.gains()
+    rows, columns = linear_sum_assignment(gains)
+    chosen = np.full(len(gains), -1, dtype=np.int64)
+    chosen[rows] = np.where(gains[rows, columns] < 0, columns, -1)
+    return chosen
 
 
-def _metres(here: Place, there: Place) -> float:
-    """Great-circle distance (haversine)."""
-    lat_here, lat_there = math.radians(here.lat), math.radians(there.lat)
-    half_lat, half_lng = (lat_there - lat_here) / 2, math.radians(there.lng - here.lng) / 2
-    haversine = math.sin(half_lat) ** 2 + math.cos(lat_here) * math.cos(lat_there) * math.sin(half_lng) ** 2
-    return 2 * _EARTH_RADIUS_METRES * math.asin(math.sqrt(min(1.0, haversine)))
+def _solve_sparse(table: CostTable, columns: Ints) -> Ints:
+    """Each row gets a dummy column of its own for being left, or the solver's search for a full matching may take
+    exponential time (scipy#26147); and all weights are above 0, for zeros vanish from sparse input (scipy#17269)."""
+    count = len(columns)
+    gains = table.gains()
+    worth = gains < 0
+    # Every row ends with exactly one entry, so adding a constant to all of them changes nothing.
+    constant = 1.0 - float(gains.min(initial=0.0))
+    per_row = worth.sum(axis=1)
+    ends = np.cumsum(per_row + 1)
+    weights, places = np.empty(ends[-1]), np.empty(ends[-1], dtype=np.int32)
+    last = np.zeros(ends[-1], dtype=bool)
+    last[ends - 1] = True
+    weights[last], places[last] = constant, table.width + np.arange(count)
+    weights[~last], places[~last] = gains[worth] + constant, columns[worth]
+    matrix = csr_array((weights, places, np.concatenate(([0], ends))), shape=(count, table.width + count))
+    rows, found = min_weight_full_bipartite_matching(matrix)
+    chosen = np.full(count, -1, dtype=np.int64)
+    chosen[rows] = np.where(found < table.width, found, -1)
+    return chosen
