@@ -27,11 +27,12 @@ receiver: .venv/run.stamp ## Print the events sent to http://127.0.0.1:9099/ (AR
 test: .venv/dev.stamp ## Run every test on throw-away servers, in two processes (ARGS="-k orders -x")
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservations, racing operations and assigners, kills (ARGS="--seed 2")
+soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservations, races, kills and faults (ARGS="--seed 2")
 	@.venv/bin/python -m soak.plans
 	@.venv/bin/python -m soak.inventory $(ARGS)
 	@.venv/bin/python -m soak.assignment $(ARGS)
 	@.venv/bin/python -m soak.email $(ARGS)
+	@.venv/bin/python -m soak.outbox $(ARGS)
 
 bench: .venv/bench.stamp ## Measure the outbox beside its raw limit and other libraries, in minutes (ARGS=--quick for one)
 	@exec .venv/bin/python -m bench.outbox $(ARGS)

@@ -62,7 +62,7 @@ def _process(
         **own,
     }
     with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         yield process
     finally:
