@@ -35,7 +35,6 @@ class DownRun:
     async def run(self) -> None:
         """Run it."""
         self.stage.start_worker()
-        self.stage.start_worker()
         port, down = free_port(), Receiver(answer_seconds=_ANSWER_SECONDS)
         async with self._up.listening() as up_url:
             await self.stage.webhook("up", up_url, _UP)

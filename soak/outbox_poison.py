@@ -17,13 +17,7 @@ _HEALTHY = [f"o-healthy-{number}" for number in range(50)]
 _BEHIND = 3
 """Events of the poisoned lane, the poisoned one first."""
 _MOST_SLOWER = 1.2
-
-# As if the pause before its next try were over, and its workflow lost: the relay starts or wakes the workflow.
-_HURRY = """
-    UPDATE outbox_failures SET next_attempt_at = now() - interval '1 hour',
-        workflow_started_at = workflow_started_at - interval '1 hour'
-    WHERE status = 'RETRYING' AND attempt_began_at IS NULL
-"""
+_HURRY_SECONDS = 0.2
 
 
 @dataclass
@@ -111,8 +105,8 @@ class PoisonRun:
         """Hurry the order's failing message until it is FAILED; answer it as the list of failures shows it."""
 
         async def failed() -> Any:
-            await self.stage.house.sql(_HURRY)
-            await asyncio.sleep(0.25)
+            await self.stage.hurry_retries()
+            await asyncio.sleep(_HURRY_SECONDS)
             items = (await self.stage.house.get(_FAILURES))["items"]
             return next((item for item in items if item["aggregateId"] == order), None)
 

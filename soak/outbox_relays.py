@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 
 from domain.outbox import SHARDS
@@ -17,20 +18,25 @@ _REPLACED_SECONDS = 8.0
 _HISTORY_EVENTS = 12
 
 # Every statement that ends something updates the shard's row, which names the relay that may; a session is named after
-# its worker. What a relay does that has lost its shard leaves a row here.
+# its worker. A relay that has lost its shard and does something leaves a row in the first table. In the second one is
+# what its relay had in flight when a shard was taken from it.
 _WATCH = (
-    "CREATE TABLE soak_late (shard int, owner text, session text, at timestamptz DEFAULT clock_timestamp())",
+    "CREATE TABLE soak_late (shard int, owner text, session text)",
+    "CREATE TABLE soak_taken (shard int, owner text, event_id uuid)",
     """
-    CREATE FUNCTION soak_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO soak_late (shard, owner, session)
-        VALUES (NEW.shard, NEW.owner, current_setting('application_name'));
+    CREATE FUNCTION soak_watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.epoch <> OLD.epoch THEN
+            INSERT INTO soak_taken SELECT OLD.shard, OLD.owner, e.event_id
+            FROM outbox_claims claim JOIN outbox_messages m ON m.shard = claim.shard
+                AND m.endpoint_id = claim.endpoint_id AND m.position = ANY(claim.positions)
+            JOIN outbox_events e ON e.position = m.event_position WHERE claim.shard = OLD.shard;
+        ELSIF NEW.owner <> current_setting('application_name') THEN
+            INSERT INTO soak_late VALUES (NEW.shard, NEW.owner, current_setting('application_name'));
+        END IF;
         RETURN NULL;
     END $$
     """,
-    """
-    CREATE TRIGGER soak_late AFTER UPDATE ON outbox_shards FOR EACH ROW
-        WHEN (NEW.owner IS DISTINCT FROM current_setting('application_name')) EXECUTE FUNCTION soak_late()
-    """,
+    "CREATE TRIGGER soak_watch AFTER UPDATE ON outbox_shards FOR EACH ROW EXECUTE FUNCTION soak_watch()",
 )
 
 
@@ -56,17 +62,17 @@ class FreezeRun:
             writing = asyncio.create_task(self.stage.write_many(self.events, _ORDERS, at_once=200))
             await self._some_arrived()
             frozen.send_signal(signal.SIGSTOP)
-            lost = await self.stage.shards_of(frozen)
+            frozen_at, lost = time.monotonic(), await self.stage.shards_of(frozen)
             events = await writing
-            in_flight = await self._in_flight(frozen, lost)
-            await self._taken_and_resumed(other, lost, in_flight)
+            in_flight = await self._in_flight_when_taken(frozen, other, lost)
+            seconds = time.monotonic() - frozen_at
             before = await self.stage.undelivered()
             frozen.send_signal(signal.SIGCONT)
             await self.stage.delivered(self.events)
             await self.stage.shared_by(*workers)  # it has seen that it lost them, and has been given others
         self.stage.promises.measured(
             f"frozen with {len(in_flight)} messages in flight in {len(lost)} shards; "
-            f"{before:,} were still waiting when it woke up"
+            f"woken after {seconds:.1f} s, when they were another's and {before:,} messages were still waiting"
         )
         self.stage.hold_lanes([self._receiver], events)
         await self._judge(in_flight)
@@ -78,40 +84,24 @@ class FreezeRun:
 
         await eventually(some, PATIENCE_SECONDS)
 
-    async def _in_flight(self, frozen: subprocess.Popen[bytes], shards: list[int]) -> set[str]:
-        """Ids of what the frozen relay has claimed, once PostgreSQL has done all that it had asked for."""
+    async def _in_flight_when_taken(
+        self, frozen: subprocess.Popen[bytes], other: subprocess.Popen[bytes], lost: list[int]
+    ) -> set[str]:
+        """Wait until the other worker has the lost shards, and has begun with what was in flight; answer those ids."""
 
-        async def quiet() -> bool:
-            # One that waits for its client in the middle of a statement's messages counts as active too.
-            busy = await self.stage.house.sql(
-                """
-                SELECT 1 FROM pg_stat_activity WHERE application_name LIKE :name AND state = 'active'
-                    AND wait_event IS DISTINCT FROM 'ClientRead'
-                """,
-                name=f"%-{frozen.pid}-%",
-            )
-            return busy == []
+        async def begun() -> set[str] | None:
+            if not set(lost) <= set(await self.stage.shards_of(other)):
+                return None
+            in_flight = await self._taken_from(f"%-{frozen.pid}-%")
+            return in_flight if await self._settled(in_flight) > 0 else None
 
-        await eventually(quiet)
-        claimed = await self.stage.house.sql(
-            """
-            SELECT CAST(event.event_id AS text) FROM outbox_claims claim
-            JOIN outbox_messages m ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id
-                AND m.position = ANY(claim.positions)
-            JOIN outbox_events event ON event.position = m.event_position
-            WHERE claim.shard = ANY(CAST(:shards AS int[]))
-            """,
-            shards=shards,
+        return await eventually(begun, PATIENCE_SECONDS) or set()
+
+    async def _taken_from(self, owner: str = "%") -> set[str]:
+        taken = await self.stage.house.sql(
+            "SELECT CAST(event_id AS text) FROM soak_taken WHERE owner LIKE :owner", owner=owner
         )
-        return {event_id for (event_id,) in claimed}
-
-    async def _taken_and_resumed(self, other: subprocess.Popen[bytes], lost: list[int], in_flight: set[str]) -> None:
-        """Wait until the other worker has the lost shards, and is in the middle of what was in flight."""
-
-        async def taken() -> bool:
-            return set(lost) <= set(await self.stage.shards_of(other)) and await self._settled(in_flight) > 0
-
-        await eventually(taken, PATIENCE_SECONDS)
+        return {event_id for (event_id,) in taken}
 
     async def _settled(self, event_ids: set[str]) -> int:
         [[count]] = await self.stage.house.sql(
@@ -134,10 +124,12 @@ class FreezeRun:
             f"{late} late settlements, {failing} failures; delivered {delivered:,}, counter {counted:,}",
         )
         again = {event_id for event_id, times in self._receiver.times.items() if times > 1}
+        stray = again - await self._taken_from()
+        others = len((again - stray) - in_flight)  # a busy machine may have made a relay miss its heartbeats
         promises.hold(
-            "the receiver got nothing twice but what was in flight at the freeze",
-            again <= in_flight,
-            f"{len(again)} twice, {len(again - in_flight)} of them not in flight",
+            "the receiver got nothing twice but what was in flight when its shard was taken from a relay",
+            not stray,
+            f"{len(again)} twice, {others} of them of a relay that was not frozen, {len(stray)} of none",
         )
         settled = await self._settled(in_flight)
         promises.hold(

@@ -16,13 +16,21 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from db.outbox.write import write_events
-from domain.outbox import SHARDS, Event, EventType, order_event
+from domain.ids import LOOK_AGAIN_SIGNAL
+from domain.outbox import SHARDS, Event, EventType, message_id, order_event
 from soak.outbox_receiver import Receiver
 from tests.houses import House, open_house
 from tests.processes import worker_process
 from tests.waiting import eventually
 
 PATIENCE_SECONDS = 600.0
+
+# As if the pause before their next try were over.
+_HURRY = """
+    UPDATE outbox_failures SET next_attempt_at = now()
+    WHERE status = 'RETRYING' AND attempt_began_at IS NULL AND next_attempt_at > now()
+    RETURNING position, endpoint_id
+"""
 
 
 @dataclass
@@ -129,6 +137,13 @@ class Stage:
             await self.write(events[first : first + at_once])
             await asyncio.sleep(pause_seconds)
         return events
+
+    async def hurry_retries(self) -> None:
+        """Have every failing message tried again now: its row says so, and its workflow is told to look."""
+        for position, endpoint_id in await self.house.sql(_HURRY):
+            workflow_id = self.house.names.failure(message_id(position, endpoint_id))
+            with suppress(RPCError):  # it has not been started yet, and will find the row as it is
+                await self.house.temporal.get_workflow_handle(workflow_id).signal(LOOK_AGAIN_SIGNAL)
 
     # --- what became of them
 
