@@ -39,7 +39,7 @@ async def _poison(stage: Stage, events: int, seed: int) -> None:
 
 
 async def _down(stage: Stage, events: int, seed: int) -> None:
-    await DownRun(stage, pending=events, pairs=6, burst=1_000).run()
+    await DownRun(stage, pending=events, pairs=20, burst=1_000).run()
 
 
 async def _relays(stage: Stage, events: int, seed: int) -> None:

@@ -118,10 +118,14 @@ class FreezeRun:
         [[late]] = await self.stage.house.sql("SELECT count(*) FROM soak_late")
         delivered = await self.stage.count("outbox_finished", "status = 'DELIVERED'")
         counted, failing = await self.stage.dispatched(), await self.stage.count("outbox_failures")
+        [[blamed]] = await self.stage.house.sql("""
+            SELECT count(*) FROM outbox_attempts JOIN outbox_events event ON event.position = event_position
+            WHERE event.event_id NOT IN (SELECT event_id FROM soak_taken)
+        """)
         promises.hold(
-            "a relay that was frozen settles nothing after it has lost its shard",
-            late == failing == 0 and delivered == counted == self.events,
-            f"{late} late settlements, {failing} failures; delivered {delivered:,}, counter {counted:,}",
+            "a relay that was frozen settles nothing after it has lost its shard, and blames nobody",
+            late == failing == blamed == 0 and delivered == counted == self.events,
+            f"{late} late settlements, {failing + blamed} blamed; delivered {delivered:,}, counter {counted:,}",
         )
         again = {event_id for event_id, times in self._receiver.times.items() if times > 1}
         stray = again - await self._taken_from()
