@@ -54,29 +54,29 @@ class FreezeRun:
         for statement in _WATCH:
             await self.stage.house.sql(statement)
         self._receiver = Receiver(answer_seconds=self.answer_seconds)
-        workers = self.stage.start_worker(), self.stage.start_worker()
-        frozen, other = workers
+        # It carries all shards: one that has room for more may be given, while frozen, the very ones it has lost.
+        frozen = self.stage.start_worker()
         async with self._receiver.listening() as url:
             await self.stage.webhook("shop", url)
-            await self.stage.shared_by(*workers)
+            await self.stage.shared_by(frozen)
             writing = asyncio.create_task(self.stage.write_many(self.events, _ORDERS, at_once=200))
             await self._some_arrived()
             frozen.send_signal(signal.SIGSTOP)
-            frozen_at, lost = time.monotonic(), await self.stage.shards_of(frozen)
+            frozen_at, other = time.monotonic(), self.stage.start_worker()
             events = await writing
-            in_flight = await self._in_flight_when_taken(frozen, other, lost)
+            in_flight = await self._in_flight_when_taken(frozen, other)
             seconds = time.monotonic() - frozen_at
             before = await self.stage.undelivered()
             frozen.send_signal(signal.SIGCONT)
             await self.stage.delivered(self.events)
-            await self.stage.shared_by(*workers)  # it has seen that it lost them, and has been given others
+            await self.stage.shared_by(frozen, other)  # it has seen that it lost them, and has been given others
         self.stage.promises.measured(
-            f"frozen with {len(in_flight)} messages in flight in {len(lost)} shards; "
+            f"frozen with {len(in_flight)} messages in flight; "
             f"woken after {seconds:.1f} s, when they were another's and {before:,} messages were still waiting"
         )
         self.stage.hold_lanes([self._receiver], events)
         await self._judge(in_flight)
-        return workers
+        return frozen, other
 
     async def _some_arrived(self) -> None:
         async def some() -> bool:
@@ -84,13 +84,11 @@ class FreezeRun:
 
         await eventually(some, PATIENCE_SECONDS)
 
-    async def _in_flight_when_taken(
-        self, frozen: subprocess.Popen[bytes], other: subprocess.Popen[bytes], lost: list[int]
-    ) -> set[str]:
-        """Wait until the other worker has the lost shards, and has begun with what was in flight; answer those ids."""
+    async def _in_flight_when_taken(self, frozen: subprocess.Popen[bytes], other: subprocess.Popen[bytes]) -> set[str]:
+        """Wait until the other worker has every shard, and has begun with what was in flight; answer those ids."""
 
         async def begun() -> set[str] | None:
-            if not set(lost) <= set(await self.stage.shards_of(other)):
+            if len(await self.stage.shards_of(other)) < SHARDS:
                 return None
             in_flight = await self._taken_from(f"%-{frozen.pid}-%")
             return in_flight if await self._settled(in_flight) > 0 else None
