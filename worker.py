@@ -114,6 +114,8 @@ async def running_worker(settings: Settings, client: Client) -> AsyncIterator[st
             task_queue=names.relay_queue,
             activities=[outbox.relay],
             max_concurrent_activities=SHARDS,
+            # One that is frozen takes no more than one task with it, until that is missed too.
+            max_concurrent_activity_task_polls=1,
             graceful_shutdown_timeout=_DRAIN,
         )
         await stack.enter_async_context(_listening(outbox))

@@ -39,7 +39,7 @@ _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 _GATHER_SECONDS = (0.01, 0.1)
 """While others are being sent, what is delivered waits for company (one settlement for many): the first at least, and
-the second at most where more lanes are waiting for a sender."""
+the second at most while the senders are busy."""
 _COMPANY = 200
 
 
@@ -189,7 +189,8 @@ class Pump:
         began = time.monotonic()
         while self._senders and len(self._outcomes) < _COMPANY:
             await asyncio.sleep(_GATHER_SECONDS[0])
-            if not self._ready or time.monotonic() - began > _GATHER_SECONDS[1]:
+            idle = not self._ready and len(self._senders) < _PARALLEL_SENDS // 2
+            if idle or time.monotonic() - began > _GATHER_SECONDS[1]:
                 break
         self._news.clear()
         outcomes, self._outcomes = self._outcomes, []

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ class ForbiddenAddress(OSError):
     """The target is in a range that webhooks may not reach."""
 
 
+@lru_cache
 def url_problem(url: str, *, allow_private: bool) -> str | None:
     """What is wrong with a webhook's URL as it is written, in one sentence; None when nothing is.
 
