@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from domain.ids import Names
 from local.errors import StackError
 from local.stack import DataDir, read_stack_env
 from local.temporal import NAMESPACE, without_temporal
@@ -25,6 +26,7 @@ class RunningStack:
     temporal_environment: dict[str, str] = field(repr=False)
     """What a client of its Temporal finds in its environment."""
     temporal_embedded: bool
+    names: Names
 
 
 def running_stack() -> RunningStack:
@@ -44,7 +46,7 @@ def running_stack() -> RunningStack:
         environment = {**without_temporal(os.environ), **temporal, "TEMPORAL_NAMESPACE": NAMESPACE}
     else:
         environment = {**os.environ, **temporal}
-    return RunningStack(url, tokens, database_url, environment, embedded)
+    return RunningStack(url, tokens, database_url, environment, embedded, Names(settings.installation))
 
 
 def _require_answer(url: str) -> None:

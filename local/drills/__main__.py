@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from asyncpg import PostgresError
 from temporalio.service import RPCError
@@ -20,6 +22,8 @@ from local.running import RunningStack, running_stack
 from settings import SettingsError
 
 _SAY_SECONDS = 5.0
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, and also where SIGINT is ignored (in a script's background); kill; a terminal that was closed."""
 DRILLS = {
     "poison": poison.DRILL,
     "outage": outage.DRILL,
@@ -35,7 +39,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("name", choices=DRILLS, metavar="NAME", help=", ".join(DRILLS))
     parser.add_argument("--no-wait", action="store_true", help="leave the incident there and end")
     asked = parser.parse_args(arguments)
-    asyncio.run(run_drill(DRILLS[asked.name], running_stack(), wait=not asked.no_wait))
+    asyncio.run(_until_told_to_end(run_drill(DRILLS[asked.name], running_stack(), wait=not asked.no_wait)))
+
+
+async def _until_told_to_end(running: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(running)
+
+    def end() -> None:
+        if not task.cancelling():  # told twice, by make as well: what is being taken away is not left half-way
+            task.cancel()
+
+    for number in _ENDS:
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    await task
 
 
 async def run_drill(drill: Drill, stack: RunningStack, *, wait: bool) -> None:
@@ -68,5 +84,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (StackError, SettingsError, GaveUp, Unexpected, RPCError, PostgresError, RuntimeError, OSError) as error:
         sys.exit(f"make drill: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)

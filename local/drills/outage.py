@@ -19,12 +19,11 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     down = f"http://127.0.0.1:{free_port()}/events"
     arrived = False
 
-    def answer(event: dict[str, Any]) -> int:
+    def take(event: dict[str, Any]) -> None:
         nonlocal arrived
         arrived = arrived or event["subject"] == _NAME
-        return 204
 
-    async with receiving(answer) as moved_to:
+    async with receiving(take) as moved_to:
         await scene.webhook(_NAME, down)
         try:
             await scene.stock(_NAME, 1)

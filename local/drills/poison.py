@@ -12,15 +12,16 @@ from local.drills.scene import Drill, Incident, Scene
 _NAME = "drill-poison"
 
 
-def _answer(event: dict[str, Any]) -> int:
+def _refusal(event: dict[str, Any]) -> str | None:
     """Only the drill's own event is refused, and only as it is."""
-    return 400 if event["subject"] == _NAME and event["data"].get("name") == _NAME else 204
+    is_poison = event["subject"] == _NAME and event["data"].get("name") == _NAME
+    return f"no product may be called {_NAME}" if is_poison else None
 
 
 @asynccontextmanager
 async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     await scene.without_webhook(_NAME)
-    async with receiving(_answer) as url:
+    async with receiving(_refusal) as url:
         await scene.webhook(_NAME, url)
         try:
             await scene.stock(_NAME, 1)

@@ -11,11 +11,12 @@ from aiohttp import web
 
 
 @asynccontextmanager
-async def receiving(answer: Callable[[dict[str, Any]], int]) -> AsyncIterator[str]:
-    """Answer events on loopback with the status that `answer` says; yields the address."""
+async def receiving(refusal: Callable[[dict[str, Any]], str | None]) -> AsyncIterator[str]:
+    """Take events on loopback, or answer 400 with the words of `refusal`; yields the address."""
 
     async def receive(request: web.Request) -> web.Response:
-        return web.Response(status=answer(json.loads(await request.read())))
+        words = refusal(json.loads(await request.read()))
+        return web.Response(status=204) if words is None else web.Response(status=400, text=words)
 
     app = web.Application()
     app.router.add_post("/events", receive)

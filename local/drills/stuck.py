@@ -1,9 +1,11 @@
-"""Holds whose orders' workflows were terminated by hand."""
+"""Holds whose orders' workflows were terminated by hand, while the sweep that would end them is paused."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from temporalio.client import ScheduleHandle
 
 from local.drills.scene import REASON, Drill, Incident, Scene
 from workflows.client import connect
@@ -17,6 +19,7 @@ _HOLD_SECONDS = 5
 async def _stage(scene: Scene) -> AsyncIterator[Incident]:
     await scene.stock(_NAME, 100)
     temporal = await connect(scene.stack.temporal_environment, embedded=scene.stack.temporal_embedded)
+    sweep = temporal.get_schedule_handle(scene.stack.names.sweep_schedule)
     order_ids: list[str] = []
 
     async def cleared() -> bool:
@@ -31,6 +34,7 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
         return await stuck() or await cleared()
 
     try:
+        await _pause(sweep)
         for _ in range(_ORDERS):
             order = await scene.order(_NAME, _NAME, _HOLD_SECONDS)
             order_ids.append(order["orderId"])
@@ -38,8 +42,8 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
 
         await scene.until(decided, "the holds outlived their deadline")
         told = (
-            f"The workflows of {_ORDERS} orders of product {_NAME} were terminated: nobody ends their holds. (Wait a "
-            "minute, and the scheduled sweep does it, before anybody is woken.)"
+            f"The workflows of {_ORDERS} orders of product {_NAME} were terminated, and the schedule {sweep.id}, which "
+            "would end their holds within a minute, was paused."
         )
         yield Incident(told, cleared)
     finally:
@@ -48,7 +52,21 @@ async def _stage(scene: Scene) -> AsyncIterator[Incident]:
             if not await cleared():
                 await scene.admin("POST", "/api/admin/ops/reservations/sweep", {"reason": REASON}, expect=(202,))
                 await scene.until(cleared, "the holds ended")
+            await _go_on(sweep)
             await scene.empty_shelf(_NAME)
+
+
+async def _pause(sweep: ScheduleHandle) -> None:
+    """Pause the sweep, unless somebody else has: theirs is not taken away in the end."""
+    if not (await sweep.describe()).schedule.state.paused:
+        await sweep.pause(note=REASON)
+
+
+async def _go_on(sweep: ScheduleHandle) -> None:
+    """Take back a drill's pause, also one that was left."""
+    state = (await sweep.describe()).schedule.state
+    if state.paused and state.note == REASON:
+        await sweep.unpause(note=REASON)
 
 
 DRILL = Drill(

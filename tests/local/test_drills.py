@@ -31,8 +31,9 @@ from tests.prometheus import Prometheus, program, prometheus
 from tests.servers import throw_away_directory
 from tests.waiting import wait_until
 
-# What else would clear an incident is left out: each drill's test shows what the runbook does.
-QUIET = {"WAYBILL_SWEEP_SECONDS": "3600", "WAYBILL_CROSS_CHECK_SECONDS": "3600", "WAYBILL_SWEEP_GRACE_SECONDS": "1"}
+# What else would clear an incident is left out: each drill's test shows what the runbook does. The sweep is not: its
+# drill pauses it.
+QUIET = {"WAYBILL_SWEEP_SECONDS": "2", "WAYBILL_CROSS_CHECK_SECONDS": "3600", "WAYBILL_SWEEP_GRACE_SECONDS": "1"}
 WORKERS_HOST = "127.0.0.2"
 STAGED_SECONDS = 60
 
@@ -54,6 +55,11 @@ class Watch:
         response = httpx.get(values["WAYBILL_API_URL"] + path, headers=token, timeout=30)
         assert response.status_code in (200, 404), response.text
         return response.json()
+
+    def swept(self) -> str | None:
+        """When the sweep ended last."""
+        ended: str | None = self.get("/api/admin/ops/health")["sweeper"]["lastFinishedAt"]
+        return ended
 
     def begin(self, name: str, *arguments: str) -> Process:
         """Start a drill, in the place of one that may still wait (its test was not asked for)."""
@@ -159,7 +165,10 @@ def test_drift_is_reconciled(watch: Watch) -> None:
     report = watch.run(title, "inventory/drift")
     [drifted] = [item["sku"] for item in report["items"]]
     assert drifted == "drill-drift"
-    watch.run(title, '"dryRun":true', sku=drifted)
+    begun = watch.run(title, '"dryRun":true', sku=drifted)["operationId"]
+    wait_until(lambda: watch.run(title, "reconcile/$operation", operation=begun)["status"] == "DONE")
+    [correction] = watch.run(title, "reconcile/$operation", operation=begun)["corrections"]
+    assert (correction["sku"], correction["reservedStockAfter"], correction["applied"]) == (drifted, 0, False)
     watch.run(title, '"dryRun":false', sku=drifted)
     watch.cleared("drift")
     watch.silent("drift")
@@ -174,6 +183,8 @@ def test_stuck_holds_are_swept(watch: Watch) -> None:
     watch.cleared("stuck")
     watch.silent("stuck")
     assert watch.get("/api/products/drill-stuck")["reservedStock"] == 0
+    swept = watch.swept()
+    wait_until(lambda: watch.swept() != swept)  # by its schedule, which goes on
 
 
 def test_a_webhook_that_moved_is_sent_to_where_it_is(watch: Watch) -> None:
@@ -192,6 +203,7 @@ def test_a_poisoned_event_is_seen_and_fixed(watch: Watch) -> None:
     watch.staged("poison")
     [item] = watch.run(title, "outbox/failures?")["items"]
     assert (item["sink"], item["aggregateId"], item["errorClass"]) == ("drill-poison", "drill-poison", "event")
+    assert item["lastError"] == "HTTP 400: no product may be called drill-poison"
     event = watch.run(title, "outbox/events", event=item["eventId"])
     assert [attempt["outcome"] for message in event["messages"] for attempt in message["attempts"]].count("failed") == 3
     assert watch.run(title, "/fix", message=item["messageId"], sku=item["aggregateId"])["status"] == "PENDING"
@@ -213,10 +225,12 @@ def test_conflicts_fall_with_fewer_rounds_and_a_wider_window(watch: Watch) -> No
     assert watch.get("/api/admin/ops/assignment/settings/drill-conflicts")["batchWindowSeconds"] == 2
 
 
-def test_a_drill_that_is_interrupted_takes_its_incident_away(watch: Watch) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_drill_that_is_interrupted_takes_its_incident_away(watch: Watch, by: signal.Signals) -> None:
     process = watch.begin("outage")
     watch.staged("outage")
-    process.signal(signal.SIGINT)
+    process.signal(by)
+    process.signal(by)  # as make passes it on too
     wait_until(lambda: not process.running)
     assert process.exit_code == 130
     assert watch.get("/api/admin/webhooks/drill-outage")["status"] == 404
