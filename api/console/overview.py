@@ -20,6 +20,7 @@ from db.inventory import drift
 from db.ops import OUTBOX_PATIENCE_SECONDS
 from db.overview import read_overview
 from db.samples import BUCKET_SECONDS, read_samples
+from domain.outbox import RESERVED_NAMES
 
 router = APIRouter()
 
@@ -31,6 +32,9 @@ _SERIES = {
     "conflicts": ("conflicts",),
 }
 """What a chart draws, by the samples' names. `dispatched` is drawn as a rate."""
+_SPIKE_SECONDS = 300
+_SPIKE_CONFLICTS = 30
+"""More than so many within so long, and WaybillAssignmentConflicts alerts (deploy/prometheus/rules.yml)."""
 
 
 @router.get("/console")
@@ -56,15 +60,14 @@ async def _read(services: Services) -> dict[str, Any]:
     async with services.database.read() as connection:
         read = await read_overview(connection, services.sweep_grace_seconds)
     figures = _figures(read.metrics, read.drift_totals)
+    figures |= _conflicts_lately(figures["conflicts"], read.samples)
     invariants = reports.show_invariants(read.checks)
-    earlier = read.samples[0].values.get("conflicts", 0) if read.samples else figures["conflicts"]
     return {
         **figures,
         "invariants": invariants,
         "health": read.health,
         "troubles": _troubles(figures, invariants, read.health),
         "orders": {row.status: row.total for row in read.metrics.status_counts if row.noun == "orders"},
-        "conflicts_last_hour": max(0, figures["conflicts"] - earlier),
         "last_hour": _last_hour(read.samples),
     }
 
@@ -82,8 +85,20 @@ def _figures(metrics: ops.Metrics, drift_totals: Row[Any]) -> dict[str, Any]:
         "drift_quantity": drift_totals.quantity,
         "pending_deliveries": values.pending_deliveries,
         "open_breakers": [row.name for row in metrics.breakers if not row.closed],
-        "webhooks": len(metrics.breakers),
+        "webhooks": sum(row.name not in RESERVED_NAMES for row in metrics.breakers),
         "conflicts": sum(row.total for row in metrics.conflicts),
+    }
+
+
+def _conflicts_lately(total: int, samples: Sequence[Row[Any]]) -> dict[str, Any]:
+    """How many more there are than at the oldest sample of the time."""
+    counted = [(row.at, row.values["conflicts"]) for row in samples if "conflicts" in row.values]
+    lately = [earlier for at, earlier in counted if at >= counted[-1][0] - _SPIKE_SECONDS]
+    in_spike = max(0, total - lately[0]) if lately else 0
+    return {
+        "conflicts_last_hour": max(0, total - counted[0][1]) if counted else 0,
+        "conflicts_lately": in_spike,
+        "conflicts_spike": in_spike > _SPIKE_CONFLICTS,
     }
 
 
@@ -104,6 +119,11 @@ def _troubles(
             "/console/inventory",
         ),
         (figures["open_breakers"], f"Not sent to: {', '.join(figures['open_breakers'])}", "/console/webhooks"),
+        (
+            figures["conflicts_spike"],
+            f"{number_of(figures['conflicts_lately'], 'assignment conflict')} in 5 min",
+            "/console/assignment",
+        ),
         (
             figures["oldest_pending_seconds"] > OUTBOX_PATIENCE_SECONDS and not figures["open_breakers"],
             "The oldest message has been ready for more than 5 min",

@@ -112,6 +112,28 @@ async def test_all_is_well_only_when_it_is(house: House) -> None:
         assert "1 invariant broken" in await desk.get("")
 
 
+async def test_conflicts_need_attention_while_they_spike(quiet_house: House) -> None:
+    await quiet_house.sql("INSERT INTO conflict_counts VALUES ('manual', 'delivery_taken', 0, 500)")
+    assert await sample_if_due(quiet_house.database, 5)
+    async with logged_in(quiet_house) as desk:
+        assert "conflicts in 5 min</a>" not in await desk.get("")  # old ones: nobody races now
+        await quiet_house.sql("UPDATE conflict_counts SET total = total + 30")
+        assert "conflicts in 5 min</a>" not in await desk.get("")
+        await quiet_house.sql("UPDATE conflict_counts SET total = total + 1")
+        assert 'href="/console/assignment">31 assignment conflicts in 5 min</a>' in await desk.get("")
+
+
+async def test_a_story_is_linked_only_where_there_is_one(quiet_house: House) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    await quiet_house.webhook("kiosk", "http://127.0.0.1:9/")
+    await quiet_house.product("tea", 5)
+    message, event_id = await failed(quiet_house)
+    async with logged_in(quiet_house) as desk:
+        linked = re.findall(r"-outbox-failure-([\d-]+)", await desk.get(f"/events/{event_id}"))
+        assert "of 2 webhooks and e-mail" in await desk.get("")
+    assert set(linked) == {message}  # the other was not attempted, so no workflow knows it
+
+
 async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
     async with logged_in(quiet_house) as desk:
         for path, status, words in (
