@@ -122,9 +122,10 @@ class Database:
         for attempt in range(1, _TRIES + 1):
             try:
                 async with connect() as connection:
-                    news = connection.info.setdefault(_NEWS, set())
+                    news: set[str] = connection.info.setdefault(_NEWS, set())
                     news.clear()  # of a transaction that was rolled back
                     result = await work(connection)
+                    news = set(news)  # once it is back in the pool, the connection's next user begins with none
                 for channel in news:
                     self._bells.setdefault(channel, Bell(self, channel)).ring()
                 return result
