@@ -16,6 +16,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
+from activities.heartbeat import heartbeats
 from activities.outbox_pump import EVIDENCE_SECONDS
 from activities.outbox_pumps import Pumps
 from db.engine import DATABASE_ERRORS, Database, error_code
@@ -74,8 +75,9 @@ class OutboxActivities:
         self._names = names
         self._sinks = sinks
         self._worker_id = worker_id
-        self._carried: dict[int, asyncio.Event] = {}
-        """By shard: set when events were committed."""
+        self._carried: dict[asyncio.Event, int] = {}
+        """The shards of the relays that run here, by what wakes each when events were committed. After a freeze there
+        may be two of one shard for a moment: the late one's end takes nothing from the other."""
 
     async def listen(self) -> None:
         """Wake this worker's relays when events were committed, for as long as it runs."""
@@ -87,7 +89,7 @@ class OutboxActivities:
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
 
     def _wake(self) -> None:
-        for news in self._carried.values():
+        for news in self._carried:
             news.set()
 
     @activity.defn
@@ -98,11 +100,12 @@ class OutboxActivities:
         """
         if await self._over_share(len(self._carried) + 1):
             raise _give_back("this worker carries its share", _SHARE_SECONDS)
-        news = self._carried[shard] = asyncio.Event()
+        news = asyncio.Event()
+        self._carried[news] = shard
         try:
             await self._relay(shard, news)
         finally:
-            del self._carried[shard]
+            del self._carried[news]
 
     async def _relay(self, shard: int, news: asyncio.Event) -> None:
         epoch = await self._database.transact(lambda connection: relay.take_shard(connection, shard, self._worker_id))
@@ -112,7 +115,8 @@ class OutboxActivities:
         try:
             await self._carry(shard, epoch, pumps)
         finally:
-            await pumps.drain()
+            async with heartbeats():  # nobody else takes the shard, and sends all of it again, while this lasts
+                await pumps.drain()
         if activity.is_worker_shutdown():
             raise _give_back("the worker shuts down", 0.05)
 
@@ -131,7 +135,7 @@ class OutboxActivities:
                 looked_at = time.monotonic()
                 await self._start_failure_workflows(shard, epoch)
                 # One shard at a time, and always the same one: all its relays look at the same moment.
-                if shard == max(self._carried) and await self._over_share(len(self._carried)):
+                if shard == max(self._carried.values()) and await self._over_share(len(self._carried)):
                     raise _give_back("this worker carries more than its share", _SHARE_SECONDS)
 
     async def _start_failure_workflows(self, shard: int, epoch: int) -> None:
