@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ _LANE_WINDOW = 8
 """Of one lane: a long one leaves room for the others."""
 _LOOK_AHEAD = (1000, 16_000)
 """Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""
-_PROBE_CHOICE = 20
+_PROBE_CHOICE = 200
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 _GATHER_SECONDS = (0.01, 0.1)
@@ -129,6 +130,9 @@ class Pump:
                 else:
                     self._queued[lane] = deque([claimed])
                     self._ready.append(lane)
+            if self.endpoint.recovering:
+                # The oldest lanes may be those whose events fail: one after the other they would break it off again.
+                random.shuffle(self._ready)
         for _ in range(min(len(self._ready), self._allowed - len(self._senders))):
             self._senders.add(asyncio.create_task(self._send_lanes()))
 
@@ -299,7 +303,7 @@ class Pump:
     # --- the breaker
 
     async def _probe(self) -> None:
-        """Try one message of an endpoint whose breaker is open, each time of another lane."""
+        """Try one message of an endpoint whose breaker is open, of any lane: the oldest may all be poisoned."""
         first_of_lane: dict[str, Claimed] = {}
         for claimed in await self._claim(_PROBE_CHOICE):
             first_of_lane.setdefault(claimed.message.lane, claimed)
@@ -310,7 +314,7 @@ class Pump:
             lambda connection: breaker.take_probe(connection, endpoint_id, failures)
         ):
             return  # another shard's relay, or a retry, is trying it
-        choice = list(first_of_lane.values())[failures % len(first_of_lane)]
+        choice = random.choice(list(first_of_lane.values()))
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:

@@ -50,6 +50,18 @@ async def test_an_outage_in_mid_stream_is_the_endpoints_fault_and_fails_nobody(
     assert await house.metric("ops_outbox_failed_events") == 0
 
 
+async def test_many_lanes_that_fail_by_themselves_hold_the_others_up_for_no_long(
+    house: House, receiver: Receiver
+) -> None:
+    receiver.answer_seconds = 0.05
+    receiver.answer = lambda event: 500 if event["subject"].startswith("poison") else 200
+    await house.webhook("shop", receiver.url, enabled=False)
+    await asyncio.gather(*(house.product(f"poison-{number}", 1) for number in range(48)))
+    await adjust(house, 72)
+    await house.call("POST", "/api/admin/webhooks/shop/enable")  # the oldest come first, and all of them fail
+    await count_becomes(receiver, 72)
+
+
 async def test_a_long_lane_leaves_room_for_the_others(house: House, receiver: Receiver) -> None:
     await house.product("long", 1)
     for stock in range(2, 200):
