@@ -11,14 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.outbox import Endpoint, breaker_delay_seconds
 
 DISABLED_AFTER_DAYS = 5
-"""An endpoint that has failed for so long is sent nothing more until an admin enables it."""
+"""An endpoint that has failed for so long is sent nothing more until an admin enables it; the internal one, which no
+admin sees, is tried for ever."""
 
 _OPEN = text("""
     UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :delay_seconds),
         consecutive_failures = consecutive_failures + 1, last_error = :error,
         failing_since = COALESCE(failing_since, now()),
         disabled_reason = CASE WHEN :gone THEN 'it answered 410 Gone'
-            WHEN failing_since < now() - make_interval(days => :days) THEN 'it has failed for ' || :days || ' days'
+            WHEN kind <> 'workflow' AND failing_since < now() - make_interval(days => :days)
+                THEN 'it has failed for ' || :days || ' days'
             ELSE disabled_reason END
     WHERE endpoint_id = :endpoint_id AND consecutive_failures = :consecutive_failures
 """)

@@ -114,3 +114,12 @@ async def test_410_or_five_days_of_failing_disable_an_endpoint_until_it_is_enabl
     [enabled] = await seen(outbox)
     assert (enabled.probing, enabled.consecutive_failures) == (False, 0)
     assert await shop.value("SELECT failing_since FROM outbox_endpoints WHERE name = 'shop'") is None
+
+
+async def test_the_internal_sink_is_tried_for_ever_for_no_admin_can_enable_it(outbox: Outbox) -> None:
+    await outbox.happen(A, "delivery.requested", outside=True)
+    await outbox.shop.sql("UPDATE outbox_endpoints SET failing_since = now() - interval '6 days'")
+    [internal] = [each for each in await seen(outbox) if each.name == "workflow"]
+    await fail(outbox, internal)
+    await outbox.shop.sql("UPDATE outbox_endpoints SET open_until = now()")
+    assert "workflow" in [each.name for each in await seen(outbox)]
