@@ -69,19 +69,24 @@ _PLACES = FAILURE_WORKFLOWS // SHARDS
 _WITHOUT_WORKFLOW = text("""
     (SELECT f.endpoint_id, f.position, f.event_type, f.error_class
         FROM outbox_endpoints endpoint CROSS JOIN LATERAL (
-            SELECT *, row_number() OVER (ORDER BY hashtext(position || '-' || endpoint.consecutive_failures)) AS turn
+            SELECT *, row_number() OVER (ORDER BY hashtext(position || '-' || endpoint.consecutive_failures)) AS turn,
+                row_number() OVER (ORDER BY position) AS place
             FROM (SELECT endpoint_id, position, event_type, error_class FROM outbox_failures
                 WHERE shard = :shard AND endpoint_id = endpoint.endpoint_id AND status = 'RETRYING'
                     AND workflow_started_at IS NULL
                 ORDER BY position LIMIT :limit) oldest
         ) f
+        LEFT JOIN (SELECT endpoint_id, count(*) AS places FROM outbox_failures
+            WHERE shard = :shard AND workflow_started_at IS NOT NULL GROUP BY endpoint_id) held
+            ON held.endpoint_id = endpoint.endpoint_id
         WHERE endpoint.enabled AND endpoint.disabled_reason IS NULL
             AND (endpoint.open_until IS NULL OR endpoint.open_until <= now() AND f.turn = 1)
-        ORDER BY f.position LIMIT GREATEST(0, LEAST(:limit, :places - (SELECT CAST(count(*) AS int) FROM outbox_failures
+        ORDER BY COALESCE(held.places, 0) + f.place, f.position
+        LIMIT GREATEST(0, LEAST(:limit, :places - (SELECT CAST(count(*) AS int) FROM outbox_failures
             WHERE shard = :shard AND workflow_started_at IS NOT NULL))))
     UNION ALL
     (SELECT endpoint_id, position, event_type, error_class FROM outbox_failures
-        WHERE shard = :shard AND status = 'RETRYING' AND workflow_started_at IS NOT NULL
+        WHERE shard = :shard AND workflow_started_at IS NOT NULL
             AND GREATEST(workflow_started_at, next_attempt_at) < now() - make_interval(secs => :lost_seconds)
         ORDER BY position LIMIT :limit)
 """)
@@ -111,9 +116,10 @@ class FailingMessage:
 async def without_workflow(connection: AsyncConnection, shard: int, limit: int) -> list[FailingMessage]:
     """Messages whose retries nobody has taken up: the row is the queue, so a crash loses nothing.
 
-    No more than the shard has places for; of an endpoint that cannot be sent to none, and one, each time another, when
-    it is due for a probe. One whose try is long overdue has lost its workflow: it has its place, and starting that
-    again does no harm.
+    No more than the shard has places for, and first those of the endpoint that holds the fewest; of an endpoint that
+    cannot be sent to none, and one, each time another, when it is due for a probe. One whose try is long overdue has
+    lost its workflow: it has its place, and starting that again does no harm. Where an admin has decided it since, that
+    gives the place back.
     """
     parameters = {"shard": shard, "limit": limit, "places": _PLACES, "lost_seconds": _LOST_SECONDS}
     rows = await connection.execute(_WITHOUT_WORKFLOW, parameters)

@@ -171,37 +171,64 @@ async def test_a_failing_message_waits_for_its_workflow_until_it_is_started(outb
         assert await retries.without_workflow(connection, SHARD, 10) == []
 
 
-async def test_a_shard_starts_no_more_workflows_than_it_has_places(outbox: Outbox) -> None:
-    places = FAILURE_WORKFLOWS // SHARDS
+async def stage_retrying(outbox: Outbox, endpoint_id: int, first: int, count: int) -> None:
+    """So many failing messages in lanes of their own, none of which has a workflow."""
     await outbox.shop.sql(
         """
         INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
             error_class, last_error, fingerprint)
         SELECT :endpoint, n, n, :shard, 'order:' || n, 'waybill.order.reserved', 'RETRYING', 1, 'event', 'no', 'f'
-        FROM generate_series(1, :count) n
+        FROM generate_series(CAST(:first AS int), :last) n
         """,
-        endpoint=outbox.endpoint_id,
+        endpoint=endpoint_id,
         shard=SHARD,
-        count=places + 10,
+        first=first,
+        last=first + count - 1,
     )
 
-    async def start() -> list[int]:
-        async with outbox.shop.database.read() as connection:
-            waiting = await retries.without_workflow(connection, SHARD, 1000)
-        for failing in waiting:
-            await outbox.shop.database.transact(lambda c, f=failing: retries.mark_workflow_started(c, f))  # type: ignore[misc]
-        return [failing.position for failing in waiting]
 
-    assert await start() == list(range(1, places + 1))
-    assert await start() == []
+async def start(outbox: Outbox) -> list[int]:
+    """Start the workflows that there are places for; answer of which messages."""
+    async with outbox.shop.database.read() as connection:
+        waiting = await retries.without_workflow(connection, SHARD, 1000)
+    for failing in waiting:
+        await outbox.shop.database.transact(lambda c, f=failing: retries.mark_workflow_started(c, f))  # type: ignore[misc]
+    return [failing.position for failing in waiting]
+
+
+PLACES = FAILURE_WORKFLOWS // SHARDS
+
+
+async def test_a_shard_starts_no_more_workflows_than_it_has_places(outbox: Outbox) -> None:
+    await stage_retrying(outbox, outbox.endpoint_id, 1, PLACES + 10)
+    assert await start(outbox) == list(range(1, PLACES + 1))
+    assert await start(outbox) == []
     # One was decided by an admin: its workflow still sleeps, and gives its place back only when it has seen that.
     await outbox.shop.sql("UPDATE outbox_failures SET status = 'IGNORED' WHERE position = 1")
-    assert await start() == []
+    assert await start(outbox) == []
     assert await begin(outbox, 1) is not None
-    assert await start() == [places + 1]
+    assert await start(outbox) == [PLACES + 1]
     lost = "UPDATE outbox_failures SET workflow_started_at = now() - interval '1 hour' WHERE position = 2"
     await outbox.shop.sql(lost)
-    assert await start() == [2], "its place is its own"
+    assert await start(outbox) == [2], "its place is its own"
+
+
+async def test_a_message_that_was_decided_and_whose_workflow_was_lost_keeps_no_place(outbox: Outbox) -> None:
+    await stage_retrying(outbox, outbox.endpoint_id, 1, 1)
+    assert await start(outbox) == [1]
+    await outbox.shop.sql("""
+        UPDATE outbox_failures SET status = 'IGNORED', workflow_started_at = now() - interval '1 hour'""")
+    assert await start(outbox) == [1], "a workflow is started once more"
+    assert await begin(outbox, 1) is not None, "and gives the place back"
+    assert await outbox.shop.value("SELECT workflow_started_at FROM outbox_failures") is None
+
+
+async def test_an_endpoint_with_many_failing_messages_takes_no_places_from_another(outbox: Outbox) -> None:
+    await stage_retrying(outbox, outbox.endpoint_id, 1, PLACES + 10)
+    assert len(await start(outbox)) == PLACES
+    await stage_retrying(outbox, await outbox.webhook("other"), PLACES + 11, 2)
+    await outbox.shop.sql("UPDATE outbox_failures SET workflow_started_at = NULL WHERE position = 1")
+    assert await start(outbox) == [PLACES + 11]
 
 
 @pytest.mark.parametrize(("attempts", "status"), [(6, "RETRYING"), (7, "FAILED")])
