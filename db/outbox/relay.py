@@ -26,6 +26,7 @@ _LOG_INTERRUPTED = text("""
     FROM outbox_claims claim JOIN outbox_messages m
         ON m.shard = claim.shard AND m.endpoint_id = claim.endpoint_id AND m.position = ANY(claim.positions)
     WHERE claim.shard = :shard AND (CAST(:endpoint_id AS int) IS NULL OR claim.endpoint_id = :endpoint_id)
+        AND (CAST(:epoch AS bigint) IS NULL OR claim.epoch = :epoch)
 """)
 # One of them may have killed the relay. Each such death leaves an eighth of them to be sent at a time, until it is one.
 _SUSPECT = text("""
@@ -44,7 +45,7 @@ _DROP_CLAIMS = text("UPDATE outbox_claims SET positions = '{}' WHERE shard = :sh
 
 
 _DROP_CLAIM = text("""
-    UPDATE outbox_claims claim SET positions = '{}',
+    UPDATE outbox_claims claim SET positions = '{}', interruptions = 0,
         narrowed_to = CASE WHEN claim.narrowed_to IS NOT NULL AND claim.suspect_until >= (
             SELECT m.position FROM outbox_messages m WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id
             ORDER BY m.position LIMIT 1) THEN claim.narrowed_to END
@@ -55,7 +56,8 @@ _DROP_CLAIM = text("""
 async def drop_claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int) -> None:
     """Nothing is being sent any more: what was claimed and is still there was not begun.
 
-    When all that was suspected of killing a relay is through, the window is as wide again as it was.
+    When all that was suspected of killing a relay is through, the window is as wide again as it was. A message that
+    was sent alone did not kill this one: the relays that died with it are no longer in a row.
     """
     await connection.execute(_DROP_CLAIM, {"shard": shard, "endpoint_id": endpoint_id, "epoch": epoch})
 
@@ -65,7 +67,7 @@ async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int
     epoch: int | None = await connection.scalar(_TAKE, {"shard": shard, "owner": owner})
     if epoch is None:
         raise LookupError(f"there is no shard {shard}")
-    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": None})
+    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": None, "epoch": None})
     await connection.execute(_SUSPECT, {"shard": shard})
     await connection.execute(_DROP_CLAIMS, {"shard": shard})
     return epoch
@@ -73,7 +75,7 @@ async def take_shard(connection: AsyncConnection, shard: int, owner: str) -> int
 
 async def abandon_claim(connection: AsyncConnection, shard: int, endpoint_id: int, epoch: int) -> None:
     """Who was sending stopped in the middle, the relay lives on: what was claimed and is still there is in doubt."""
-    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": endpoint_id})
+    await connection.execute(_LOG_INTERRUPTED, {"shard": shard, "endpoint_id": endpoint_id, "epoch": epoch})
     await drop_claim(connection, shard, endpoint_id, epoch)
 
 

@@ -135,8 +135,9 @@ _FAIL = text("""
         :fingerprint, clock_timestamp() + make_interval(secs => :delay_seconds)
     FROM gone
     ON CONFLICT (endpoint_id, position) DO UPDATE SET status = excluded.status, attempts = excluded.attempts,
-        error_class = excluded.error_class, last_error = excluded.last_error, fingerprint = excluded.fingerprint,
-        failed_at = now(), next_attempt_at = excluded.next_attempt_at, workflow_started_at = NULL
+        lane = excluded.lane, error_class = excluded.error_class, last_error = excluded.last_error,
+        fingerprint = excluded.fingerprint, failed_at = now(), next_attempt_at = excluded.next_attempt_at,
+        workflow_started_at = NULL
 """)
 
 
@@ -187,17 +188,23 @@ async def take_aside(
     )
 
 
+_PARKED_AT_ONCE = 4000
 # The failing message's row is share-locked: whoever ends it locks it first and then frees the lane, so that nothing is
-# parked behind a message that is no longer there.
-_PARK = text("""
+# parked behind a message that is no longer there. What else waits in the lane goes with them, as far as it is among the
+# next so many: taken a claim's few at a time, a long lane would hold up what waits behind it.
+_PARK = text(f"""
     WITH blocked AS (
         SELECT lane FROM outbox_failures
         WHERE endpoint_id = :endpoint_id AND lane = ANY(CAST(:lanes AS text[])) AND status IN ('RETRYING', 'FAILED')
         ORDER BY lane FOR SHARE
     ), gone AS (
-        DELETE FROM outbox_messages m USING blocked
-        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(CAST(:positions AS bigint[]))
-            AND m.lane = blocked.lane
+        DELETE FROM outbox_messages m
+        WHERE m.shard = :shard AND m.endpoint_id = :endpoint_id AND m.position = ANY(ARRAY(
+            SELECT waiting.position FROM (
+                SELECT position, lane FROM outbox_messages
+                WHERE shard = :shard AND endpoint_id = :endpoint_id AND position >= :first
+                ORDER BY position LIMIT {_PARKED_AT_ONCE}
+            ) waiting JOIN blocked ON blocked.lane = waiting.lane))
         RETURNING m.position, m.event_position, m.lane
     )
     INSERT INTO outbox_parked (endpoint_id, position, event_position, shard, lane)
@@ -206,11 +213,11 @@ _PARK = text("""
 
 
 async def park(connection: AsyncConnection, shard: int, endpoint_id: int, messages: Sequence[Message]) -> None:
-    """Put aside messages whose lane an earlier one blocks; those whose lane is free by now stay where they are."""
+    """Put messages aside whose lane an earlier one blocks, and more of the lane; where it is free by now, they stay."""
     parameters = {
         "shard": shard,
         "endpoint_id": endpoint_id,
         "lanes": sorted({message.lane for message in messages}),
-        "positions": [message.position for message in messages],
+        "first": min((message.position for message in messages), default=0),
     }
     await connection.execute(_PARK, parameters)

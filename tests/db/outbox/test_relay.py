@@ -220,6 +220,16 @@ async def test_a_new_event_of_a_blocked_lane_waits_aside_too(outbox: Outbox) -> 
     assert await outbox.places([*parked, *new]) == ["parked", "parked"]
 
 
+async def test_a_long_lane_is_put_aside_at_once_and_no_other_with_it(outbox: Outbox) -> None:
+    epoch, _, _ = await outbox.blocked(A, "order.reserved")
+    long = await outbox.happen(A, *("order.confirmed",) * 30)
+    other = await outbox.happen(B, "order.reserved")
+    more = await outbox.happen(A, "order.cancelled")
+    await outbox.park([each.message for each in await outbox.claim(epoch) if each.lane_blocked])
+    assert set(await outbox.places([*long, *more])) == {"parked"}
+    assert positions_of(await outbox.claim(epoch)) == other
+
+
 async def test_nothing_is_parked_in_a_lane_that_is_free(outbox: Outbox) -> None:
     positions = await outbox.happen(A, "order.reserved", "order.confirmed")
     epoch = await outbox.take()
@@ -344,3 +354,37 @@ async def test_a_batch_reads_its_own_rows_only_however_many_wait(outbox: Outbox)
     ]
     assert events.idx_tup_fetch == 7 * 200
     assert messages.idx_tup_fetch <= 7 * (500 + 200)
+
+
+async def test_who_lost_the_shard_says_nothing_about_what_the_next_one_sends(outbox: Outbox) -> None:
+    await outbox.happen(A, "order.reserved")
+    stale = await outbox.take("frozen")
+    await outbox.claim(await outbox.take("successor"))
+    before = await outbox.shop.contents()
+    await outbox.shop.database.transact(lambda c: relay.abandon_claim(c, SHARD, outbox.endpoint_id, stale))
+    assert await outbox.shop.contents() == before
+
+
+async def test_a_message_at_which_relays_ended_now_and_then_is_not_blamed_for_it(outbox: Outbox) -> None:
+    (position,) = await outbox.happen(A, "order.reserved")
+    for _ in range(4):
+        assert await die(outbox) == [position]
+        epoch = await outbox.take()
+        await outbox.claim(epoch)
+        await outbox.shop.database.transact(lambda c, e=epoch: relay.drop_claim(c, SHARD, outbox.endpoint_id, e))  # type: ignore[misc]
+    await die(outbox)
+    assert await outbox.places([position]) == ["ready"]
+
+
+async def test_what_went_back_and_then_left_its_lane_fails_in_the_lane_that_it_is_in(outbox: Outbox) -> None:
+    offered, confirmed = await outbox.happen(A, "delivery.offered", "order.confirmed")
+    epoch = await outbox.take()
+    first, second = await outbox.claim(epoch)
+    await outbox.fail(epoch, first, delay_seconds=None)
+    await outbox.park([second.message])
+    await outbox.replay(offered)
+    await outbox.webhook("shop", unordered_types=["waybill.delivery.offered"])
+    for claimed in reversed(await outbox.claim(epoch)):
+        await outbox.fail(epoch, claimed, delay_seconds=None)
+    failed = await outbox.shop.sql("SELECT position, lane FROM outbox_failures ORDER BY position")
+    assert failed == [(offered, f"event:{offered}"), (confirmed, f"order:{A}")]
