@@ -130,7 +130,10 @@ class EmailSink:
                 raise SendFailed(None, f"no answer within {self._timeout_seconds:g} s") from None
             except (SMTPException, OSError, ValueError) as error:
                 raise _failure(error) from error
-            await self._database.transact(partial(notifications.settle, begun=begun))
+            try:
+                await self._database.transact(partial(notifications.settle, begun=begun))
+            except DATABASE_ERRORS as error:  # it has been sent
+                raise SendFailed(None, f"sent, but not recorded: PostgreSQL: {error_code(error)}") from error
         finally:
             await _leave(client)
 

@@ -336,3 +336,11 @@ async def test_without_tls_no_password_is_sent(shop: Shop, mailbox: Mailbox) -> 
     assert failed.blame is ErrorClass.ENDPOINT
     assert "STARTTLS" in failed.detail
     assert mailbox.mails == []
+
+
+async def test_a_mail_that_was_sent_and_could_not_be_recorded_is_in_doubt(shop: Shop, mailbox: Mailbox) -> None:
+    await order(shop)
+    await shop.sql("ALTER TABLE notifications ADD CONSTRAINT never CHECK (sent_at IS NULL)")
+    failed = await failure(sink(shop, mailbox.url))
+    assert (failed.in_doubt, len(mailbox.mails)) == (True, 1)
+    assert ADA not in failed.full
