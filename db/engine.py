@@ -45,12 +45,16 @@ _PASSING_SQLSTATES = ("08", "40", "53", "57", "55P03", "25P03")
 def is_passing(error: BaseException) -> bool:
     """Whether a database error means that the same call may succeed a moment later: unreachable, restarting or busy."""
     if isinstance(error, DBAPIError):
-        if error.connection_invalidated or isinstance(error, InterfaceError):
+        if _connection_broke(error):
             return True
         return str(getattr(error.orig, "sqlstate", None)).startswith(_PASSING_SQLSTATES)
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_PASSING_SQLSTATES)
     return isinstance(error, DATABASE_ERRORS)
+
+
+def _connection_broke(error: DBAPIError) -> bool:
+    return error.connection_invalidated or isinstance(error, InterfaceError)
 
 
 def is_lock_timeout(error: DBAPIError) -> bool:
@@ -111,13 +115,18 @@ class Database:
         return await self._run(self._engine.begin, work)
 
     async def execute_once(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-        """Run `work`, which is one statement, in a transaction of its own: one round trip instead of three."""
-        return await self._run(self._autocommit.connect, work)
+        """Run `work`, which is one statement, in a transaction of its own: one round trip instead of three.
+
+        Run again also where its connection broke: a second time it does no harm.
+        """
+        return await self._run(self._autocommit.connect, work, harmless=True)
 
     async def _run(
         self,
         connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
         work: Callable[[AsyncConnection], Awaitable[Result]],
+        *,
+        harmless: bool = False,
     ) -> Result:
         for attempt in range(1, _TRIES + 1):
             try:
@@ -132,6 +141,7 @@ class Database:
             except (DBAPIError, LookedTooEarly) as error:
                 sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
                 again = isinstance(error, LookedTooEarly) or sqlstate in _RETRIED_SQLSTATES
+                again = again or (harmless and isinstance(error, DBAPIError) and _connection_broke(error))
                 if not again or attempt == _TRIES:
                     raise
                 self.retried += 1

@@ -1,4 +1,4 @@
-"""What happens to the news of a transaction."""
+"""What becomes of a transaction's news, and of a statement whose connection broke."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ async def test_news_is_not_lost_to_whoever_waits_for_the_connection(database_url
     await asyncio.gather(listening, return_exceptions=True)
     await database.close()
     await listener.close()
+
+
+async def test_one_statement_is_not_lost_with_the_connection_that_broke_while_nobody_used_it(database_url: str) -> None:
+    async def backend(connection: AsyncConnection) -> int:
+        return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+    database, admin = Database(create_engine(database_url, ping=False)), Database(create_engine(database_url))
+    broken = await database.execute_once(backend)
+    async with admin.read() as connection:
+        await connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": broken})
+    assert await database.execute_once(backend) != broken
+    await database.close()
+    await admin.close()
