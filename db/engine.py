@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 _RETRIED_SQLSTATES = frozenset({"40P01", "40001"})
 """Deadlock detected and serialization failure: the transaction left no trace and may simply run again."""
 _TRIES = 5
+_COMMAND_SECONDS = 20.0
+"""Longer than any statement may take on the server: what has no answer by then has lost its connection."""
 _BELL_PAUSE_SECONDS = 0.005
 
 # A statement that waits longer than this is waiting for something that is broken; the activity's retry says so aloud.
@@ -87,7 +89,7 @@ def create_engine(url: str, *, pool_size: int = 20, name: str = "waybill", ping:
     settings = {**_SERVER_SETTINGS, "application_name": name}
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(url, server_settings=settings, timeout=5)
+        return await asyncpg.connect(url, server_settings=settings, timeout=5, command_timeout=_COMMAND_SECONDS)
 
     return create_async_engine(
         "postgresql+asyncpg://",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.errors import MessageError
 from email.headerregistry import Address
@@ -27,6 +29,8 @@ from sinks import SendFailed
 
 TIMEOUT_SECONDS = 10.0
 _GOODBYE_SECONDS = 1.0
+_PATIENCE = 2
+"""Time-outs to wait for a free connection."""
 _CONNECTIONS = 10
 """At a time and worker: mail servers refuse a client that opens many."""
 
@@ -83,12 +87,24 @@ class EmailSink:
             told = await self._compose(message)
             if told is None:
                 return
-            async with self._free:
+            async with self._connection():
                 begun = await self._begin(told, self._server)
                 if begun is not None:
                     await self._deliver(told, begun, self._server)
         except DATABASE_ERRORS as error:
             raise SendFailed(ErrorClass.ENDPOINT, f"PostgreSQL: {error_code(error)}") from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[None]:
+        """One of the few. Where none comes free the server hangs, and who waits would wait for all before them."""
+        try:
+            await asyncio.wait_for(self._free.acquire(), self._timeout_seconds * _PATIENCE)
+        except TimeoutError:
+            raise SendFailed(ErrorClass.ENDPOINT, "no connection came free") from None
+        try:
+            yield
+        finally:
+            self._free.release()
 
     async def _compose(self, message: Message) -> Notification | None:
         """The order's row knows the address and the lines; events do not carry the address."""

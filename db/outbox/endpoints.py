@@ -103,12 +103,20 @@ async def put_webhook(
         await connection.execute(_UPDATE, {"name": name, **after})
         if released := sorted(set(wish.unordered_types) - set(found.unordered_types)):
             await _release(connection, found.endpoint_id, released)
+        if ordered := sorted(set(found.unordered_types) - set(wish.unordered_types)):
+            await connection.execute(_IN_LANES, {"endpoint_id": found.endpoint_id, "event_types": ordered})
     before = {key: getattr(found, key) for key in after} if found else None
     if before != after:
         await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
     return found is None
 
 
+# Those that fail already stay apart: their lane may have another failing message.
+_IN_LANES = text("""
+    UPDATE outbox_messages m SET lane = e.lane FROM outbox_events e
+    WHERE m.endpoint_id = :endpoint_id AND e.position = m.event_position
+        AND e.event_type = ANY(CAST(:event_types AS text[]))
+""")
 _OWN_LANES = text("""
     UPDATE outbox_messages m SET lane = 'event:' || m.position FROM outbox_events e
     WHERE m.endpoint_id = :endpoint_id AND e.position = m.event_position

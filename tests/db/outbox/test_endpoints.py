@@ -221,3 +221,12 @@ async def test_when_an_order_is_no_longer_wanted_what_waits_only_for_it_goes_on(
     await outbox.webhook("shop", unordered_types=UNORDERED)
     assert await outbox.places([*failed, *parked]) == ["FAILED", "ready"]
     assert await outbox.places([*failed_b, *parked_b]) == ["FAILED", "ready", "parked"]
+
+
+async def test_when_an_order_is_wanted_again_what_is_ready_goes_back_into_its_lane(outbox: Outbox) -> None:
+    await outbox.webhook("shop", unordered_types=UNORDERED)
+    await outbox.happen(A, "order.confirmed", "delivery.late")
+    await outbox.webhook("shop")
+    await outbox.happen(A, "order.delivered")
+    claimed = await outbox.claim(await outbox.take())
+    assert [each.message.lane for each in claimed] == [f"order:{A}"] * 3
