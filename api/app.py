@@ -17,6 +17,7 @@ from activities.solver import Solver
 from api import assignment, dispatch, inventory, ops, order, outbox, outbox_replay, snapshots, webhooks
 from api.auth import Gate, Role
 from api.console import create_console
+from api.console.door import Guarded
 from api.problems import install_problem_handlers
 from api.services import Services
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
@@ -67,7 +68,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, dispatch, ops, snapshots):
         app.include_router(room.router)
     install_problem_handlers(app)
-    app.add_middleware(Gate, tokens=tokens, console=console)
+    app.add_middleware(Gate, tokens=tokens, console=Guarded(console))
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
@@ -41,9 +41,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
-        send = _guarded(send, cached=scope["path"].startswith(STATIC))
-        await (self._refusal(request) or self._app)(scope, receive, send)
+        await (self._refusal(Request(scope)) or self._app)(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
         path = request.scope["path"]
@@ -64,9 +62,30 @@ class Door:
         return _to_login(request)
 
 
+class Guarded:
+    """ASGI wrapper of the whole console: every answer, those to bugs too, tells the browser what it may do with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on, and add the headers to its answer."""
+        cached = scope["path"].startswith(STATIC)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers["Cache-Control"] = "no-cache" if cached else "no-store"
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
 def _to_login(request: Request) -> Response:
-    if is_htmx(request):  # of a page that was open when its session ended
-        return Response(status_code=401, headers={"HX-Redirect": LOGIN})
+    if is_htmx(request):  # of a page that was open when its session ended: leading away would lose what is typed there
+        detail = "Log in again in another tab: what is typed here stays, and can then be sent."
+        return show_problem(request, Problem(401, "session-over", "The session is over; nothing was done.", detail))
     query = f"?{request.url.query}" if request.url.query else ""
     wanted = request.url.path + query if request.method in _SAFE_METHODS else "/console"
     return RedirectResponse(f"{LOGIN}?next={quote(wanted)}", 303)
@@ -75,7 +94,7 @@ def _to_login(request: Request) -> Response:
 def _refuse_other_sites(request: Request) -> None:
     """Browsers say where a form comes from. Compared by host: behind a proxy the scheme may be another."""
     origin = request.headers.get("origin")
-    foreign = urlsplit(origin).netloc != request.headers.get("host") if origin is not None else False
+    foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
     if foreign or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise _forged("The form comes from another site.")
 
@@ -92,16 +111,3 @@ async def require_csrf_token(request: Request) -> None:
 
 def _forged(detail: str) -> Problem:
     return Problem(403, "forged-form", "Nothing was done.", detail)
-
-
-def _guarded(send: Send, *, cached: bool) -> Send:
-    """Every answer tells the browser what it may do with it."""
-
-    async def guarded(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers.update(_HEADERS)
-            headers["Cache-Control"] = "no-cache" if cached else "no-store"
-        await send(message)
-
-    return guarded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -28,7 +29,7 @@ def login_page(request: Request, wanted: str, *, wrong: bool = False) -> Respons
 
 def _own(address: str) -> str:
     """The address if it is one of the console's pages, else the overview."""
-    own = _OWN_ADDRESS.fullmatch(address) and ".." not in address and not address.startswith(LOGIN)
+    own = _OWN_ADDRESS.fullmatch(address) and ".." not in unquote(address) and not address.startswith(LOGIN)
     return address if own else "/console"
 
 
