@@ -95,6 +95,8 @@ _METRICS = text("""
         (SELECT count(*) FROM reservations WHERE status = 'ACTIVE'
             AND expires_at < now() - make_interval(secs => :grace_seconds)) AS stuck_reservations,
         (SELECT count(*) FROM deliveries WHERE status IN ('PENDING', 'OFFERED')) AS pending_deliveries,
+        (SELECT count(*) FROM deliveries WHERE attention IS NOT NULL OR status = 'NEEDS_ATTENTION')
+            AS deliveries_needing_attention,
         (SELECT CAST(COALESCE(max(extract(epoch FROM now() - xact_start)), 0) AS float8) FROM pg_stat_activity
             WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
             AND datname = current_database() AND pid <> pg_backend_pid())
@@ -108,7 +110,7 @@ _STATUS_COUNTS = text(
     "SELECT noun, status, CAST(sum(total) AS bigint) AS total FROM status_counts GROUP BY noun, status"
 )
 _BREAKERS = text("""
-    SELECT name, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind <> 'workflow' ORDER BY name
+    SELECT name, kind, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind <> 'workflow' ORDER BY name
 """)
 _CONFLICTS = text("""
     SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts

@@ -35,6 +35,10 @@ _SERIES = {
 _SPIKE_SECONDS = 300
 _SPIKE_CONFLICTS = 30
 """More than so many within so long, and WaybillAssignmentConflicts alerts (deploy/prometheus/rules.yml)."""
+_JOBS = {"sweeper": "sweep", "crossCheck": "cross-check", "reconcile": "reconciliation", "retention": "retention"}
+_LONG_WAIT_SECONDS = 1.0
+_OLD_TRANSACTION_SECONDS = 300.0
+"""As the alert WaybillDatabaseOldTransaction has it."""
 
 
 @router.get("/console")
@@ -84,6 +88,8 @@ def _figures(metrics: ops.Metrics, drift_totals: Row[Any]) -> dict[str, Any]:
         "drifted_products": drift_totals.products,
         "drift_quantity": drift_totals.quantity,
         "pending_deliveries": values.pending_deliveries,
+        "attention": values.deliveries_needing_attention,
+        "oldest_transaction_seconds": values.oldest_xmin_age_seconds,
         "open_breakers": [row.name for row in metrics.breakers if not row.closed],
         "webhooks": sum(row.name not in RESERVED_NAMES for row in metrics.breakers),
         "conflicts": sum(row.total for row in metrics.conflicts),
@@ -130,9 +136,29 @@ def _troubles(
             "/console#outbox",
         ),
         (health["workers"]["alive"] and unowned, f"{number_of(unowned, 'relay shard')} carried by nobody", "#workers"),
-        (health["database"]["lockWaits"], "Sessions wait for locks", "/console#database"),
+        (
+            figures["attention"],
+            f"{number_of(figures['attention'], 'delivery', 'deliveries')} in need of a person",
+            "/console/attention",
+        ),
+        (_waits_long(health["database"]["lockWaits"]), "Sessions wait for locks", "/console#database"),
+        (
+            figures["oldest_transaction_seconds"] > _OLD_TRANSACTION_SECONDS,
+            "A transaction has been open for more than 5 min",
+            "/console#database",
+        ),
+        *((_failed_last(health[job]), f"The last {name} failed", "/console#jobs") for job, name in _JOBS.items()),
     ]
     return [(sentence, address) for there, sentence, address in found if there]
+
+
+def _waits_long(waits: Sequence[Mapping[str, Any]]) -> bool:
+    """Locks are waited for all the time, for moments; that is no trouble."""
+    return any((wait["waitingSeconds"] or 0) > _LONG_WAIT_SECONDS for wait in waits)
+
+
+def _failed_last(job: Mapping[str, Any]) -> bool:
+    return job["lastErrorAt"] is not None and job["lastErrorAt"] > (job["lastFinishedAt"] or "")
 
 
 # --- the last hour

@@ -12,6 +12,7 @@ from api.console.pages import form_body, page, said
 from api.console.paging import ShortPage
 from api.models import Reasoned
 from api.services import ServicesDep
+from db.outbox import endpoints
 
 router = APIRouter()
 
@@ -20,8 +21,11 @@ router = APIRouter()
 async def list_webhooks(
     request: Request, services: ServicesDep, short_page: Annotated[ShortPage, Depends()]
 ) -> Response:
-    """Every webhook with its breaker."""
-    return page(request, "webhooks.html", **await webhooks.list_webhooks(services, short_page))
+    """Every webhook with its breaker, and what keeps e-mails from the mail server."""
+    found = await webhooks.list_webhooks(services, short_page)
+    async with services.database.read() as connection:
+        mail_server = await endpoints.get_mail_server(connection)
+    return page(request, "webhooks.html", **found, mail_server=mail_server)
 
 
 @router.post("/console/webhooks/{name}/enable")

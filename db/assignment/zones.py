@@ -121,12 +121,13 @@ async def change_settings(
 
 _LIST = text("""
     SELECT z.zone, z.batch_window_seconds, z.max_batch, z.parallel_rounds, z.top_candidates, z.accept_window_seconds,
-        z.max_offers, z.mode, COALESCE(d.waiting, 0) AS waiting, COALESCE(d.attention, 0) AS attention,
+        z.max_offers, z.mode, COALESCE(d.waiting, 0) AS waiting, COALESCE(a.attention, 0) AS attention,
         COALESCE(c.free, 0) AS free
     FROM zones z
-    LEFT JOIN (SELECT zone, count(*) FILTER (WHERE status <> 'NEEDS_ATTENTION') AS waiting,
-            count(*) FILTER (WHERE status = 'NEEDS_ATTENTION') AS attention
-        FROM deliveries WHERE status IN ('PENDING', 'OFFERED', 'NEEDS_ATTENTION') GROUP BY zone) d ON d.zone = z.zone
+    LEFT JOIN (SELECT zone, count(*) AS waiting
+        FROM deliveries WHERE status IN ('PENDING', 'OFFERED') GROUP BY zone) d ON d.zone = z.zone
+    LEFT JOIN (SELECT zone, count(*) AS attention
+        FROM deliveries WHERE attention IS NOT NULL OR status = 'NEEDS_ATTENTION' GROUP BY zone) a ON a.zone = z.zone
     LEFT JOIN (SELECT zone, count(*) AS free FROM couriers WHERE online AND load < capacity GROUP BY zone) c
         ON c.zone = z.zone
     WHERE z.zone > :after ORDER BY z.zone LIMIT :limit

@@ -25,6 +25,7 @@ _LIST = text(f"""
         AND (CAST(:after AS int) IS NULL OR endpoint_id < :after)
     ORDER BY endpoint_id DESC LIMIT :limit
 """)
+_MAIL_SERVER = text(f"SELECT {_COLUMNS} FROM outbox_endpoints WHERE kind = 'email'")
 _INSERT = text("""
     INSERT INTO outbox_endpoints (name, kind, url, event_types, unordered_types, enabled, secret)
     VALUES (:name, 'webhook', :url, CAST(:event_types AS text[]), CAST(:unordered_types AS text[]), :enabled, :secret)
@@ -72,6 +73,11 @@ async def get_webhook(connection: AsyncConnection, name: str) -> Row[Any] | None
 async def list_webhooks(connection: AsyncConnection, after: int | None, limit: int) -> Sequence[Row[Any]]:
     """A page of webhooks, newest first."""
     return (await connection.execute(_LIST, {"after": after, "limit": limit})).all()
+
+
+async def get_mail_server(connection: AsyncConnection) -> Row[Any]:
+    """The one endpoint of all e-mails, as a webhook is answered."""
+    return (await connection.execute(_MAIL_SERVER)).one()
 
 
 @dataclass(frozen=True)
