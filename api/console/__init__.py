@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from api.console import (
     actions,
     assignment,
+    attention,
     failures,
     inventory,
     login,
@@ -20,12 +21,28 @@ from api.console import (
     overview,
     replays,
     reservations,
+    rounds,
     webhooks,
 )
 from api.console.door import Door, require_csrf_token
 from api.console.pages import STATIC, show_problem
 from api.console.session import Sessions
 from api.problems import install_problem_handlers
+
+_ROOMS = (
+    login,
+    overview,
+    failures,
+    replays,
+    reservations,
+    inventory,
+    assignment,
+    rounds,
+    attention,
+    orders,
+    webhooks,
+    actions,
+)
 
 
 def create_console(admin_token: str, installation: str) -> FastAPI:
@@ -41,7 +58,7 @@ def create_console(admin_token: str, installation: str) -> FastAPI:
     console.state.sessions = sessions
     console.state.installation = installation
     console.mount(STATIC.rstrip("/"), StaticFiles(directory=Path(__file__).parent / "static"))
-    for room in (login, overview, failures, replays, reservations, inventory, assignment, orders, webhooks, actions):
+    for room in _ROOMS:
         console.include_router(room.router)
     install_problem_handlers(console, show_problem)
     console.add_middleware(Door, sessions=sessions)

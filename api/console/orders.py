@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import assignment, order
 from api.auth import Role
-from api.console.pages import choice, page
+from api.console.pages import choice, is_htmx, page
 from api.console.paging import ShortPage
 from api.models import aware_time
 from api.services import Services, ServicesDep
@@ -32,7 +32,7 @@ async def list_orders(
     find: Annotated[str, Query(max_length=300)] = "",
 ) -> Response:
     """The newest orders, those of a customer or in a status; or on to the one that `find` names."""
-    find = find.strip()
+    find = "" if is_htmx(request) else find.strip()  # news are of the list; whoever searched has been answered
     async with services.database.read() as connection:
         if find and (found := await _find(connection, services, find)):
             return RedirectResponse(f"/console/orders/{found}", 303)

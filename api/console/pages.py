@@ -39,7 +39,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"clock": _clock, "count": _count, "pretty": _pretty, "words": _words, "seconds": _seconds}
-    environment.filters["number_of"] = number_of
+    environment.filters |= {"number_of": number_of, "took": _took}
     # Not imported by the pages: a live part is rendered without what stands around it.
     environment.globals["ui"] = environment.get_template("ui.html").module
     return environment
@@ -155,9 +155,9 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def number_of(value: float, noun: str) -> str:
+def number_of(value: float, noun: str, plural: str | None = None) -> str:
     """So many of them."""
-    return f"{_count(value)} {noun}{'' if value == 1 else 's'}"
+    return f"{_count(value)} {noun if value == 1 else plural or noun + 's'}"
 
 
 def _seconds(value: float | None) -> str:
@@ -172,6 +172,11 @@ def _seconds(value: float | None) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _took(item: Mapping[str, str]) -> float:
+    """The seconds from an item's `startedAt` to its `finishedAt`."""
+    return (datetime.fromisoformat(item["finishedAt"]) - datetime.fromisoformat(item["startedAt"])).total_seconds()
 
 
 def _pretty(value: Any) -> str:

@@ -8,6 +8,9 @@ from fastapi import Query
 
 from api.models import Page
 
+OfZone = Annotated[str, Query(max_length=64)]
+"""The zone that a list is narrowed to; empty: every zone."""
+
 
 class ShortPage(Page):
     """As many rows as a screen shows; the cursor is the API's."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-
-import pytest
+from typing import Any
 
 from tests.api.console.desks import actions, failed, logged_in
+from tests.db.fleets import Fleet
 from tests.houses import House
 from tests.receivers import Receiver
 from tests.waiting import eventually
@@ -33,23 +33,21 @@ async def test_a_failed_message_is_replayed_and_another_ignored(quiet_house: Hou
     assert (ignored["actor"], ignored["target"], ignored["reason"]) == ("admin", f"message:{second}", "obsolete")
 
 
-@pytest.mark.parametrize(
-    ("payload", "problem"),
-    [
+async def test_a_fix_that_cannot_be_sent_changes_nothing(quiet_house: House) -> None:
+    wrong = (
         ("{", "The payload is not valid JSON."),
         ("", "The payload is not valid JSON."),
         ("[" * 100_000, "The payload is not valid JSON."),
         ("[]", "payload: Input should be a valid dictionary"),
         ('{"sku": "coffee"}', "sku"),
-    ],
-)
-async def test_a_fix_that_cannot_be_sent_changes_nothing(quiet_house: House, payload: str, problem: str) -> None:
+    )
     await quiet_house.webhook("shop", "http://127.0.0.1:9/")
     await quiet_house.product("tea", 5)
     message, event_id = await failed(quiet_house)
     async with logged_in(quiet_house) as desk:
-        answer = await desk.post(f"/failures/{message}/fix", {"payload": payload, "reason": "try"})
-        assert (answer.status_code, problem in answer.text) == (422, True), answer.text
+        for payload, problem in wrong:
+            answer = await desk.post(f"/failures/{message}/fix", {"payload": payload, "reason": "try"})
+            assert (answer.status_code, problem in answer.text) == (422, True), answer.text
         assert "FAILED" in await desk.get(f"/events/{event_id}")
     assert await actions(quiet_house, "outbox.fix") == []
 
@@ -120,14 +118,12 @@ async def test_knobs_are_changed_and_what_they_cannot_be_is_said(quiet_house: Ho
     assert [action["reason"] for action in await actions(quiet_house, "assignment.settings")] == ["rush hour"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/cross-check", "/reservations/sweep", "/inventory/reconcile", "/assignment/north/run"]
-)
-async def test_what_needs_a_worker_says_so_and_starts_nothing(quiet_house: House, path: str) -> None:
+async def test_what_needs_a_worker_says_so_and_starts_nothing(quiet_house: House) -> None:
     async with logged_in(quiet_house) as desk:
-        answer = await desk.post(path, {"reason": "drill"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        assert "No worker is alive, so nothing was started." in answer.text
+        for path in ("/cross-check", "/reservations/sweep", "/inventory/reconcile", "/assignment/north/run"):
+            answer = await desk.post(path, {"reason": "drill"})
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), path
+            assert "No worker is alive, so nothing was started." in answer.text, path
     assert (await quiet_house.get("/api/admin/ops/actions"))["items"] == []
 
 
@@ -143,6 +139,38 @@ async def test_what_needs_a_worker_is_begun_where_there_is_one(house: House) -> 
             assert [each["reason"] for each in await actions(house, action)] == [f"try {action}"]
         for path in ("/reservations/sweep", "/inventory/reconcile"):
             assert (await desk.post(path)).status_code == 422
+
+
+async def test_a_delivery_that_needs_a_person_waits_again_once_somebody_says_why(quiet_house: House) -> None:
+    fleet = Fleet(quiet_house.database)
+    given_up, carried = await fleet.deliveries(2)
+    await quiet_house.sql(
+        "UPDATE deliveries SET status = 'NEEDS_ATTENTION', attention = 'max_offers' WHERE delivery_id = :id",
+        id=given_up,
+    )
+    await quiet_house.sql(
+        "UPDATE deliveries SET status = 'PICKED_UP', attention = 'courier_offline', courier_id = 'ada'"
+        " WHERE delivery_id = :id",
+        id=carried,
+    )
+    async with logged_in(quiet_house) as desk:
+        listed = await desk.get("/attention?zone=north")
+        assert [f"/attention/{each}/requeue" in listed for each in (given_up, carried)] == [True, False]
+        refused = await desk.post(f"/attention/{given_up}/requeue", {"reason": " "})
+        assert (refused.status_code, "reason: Field required" in refused.text) == (422, True)
+        done = await desk.post(f"/attention/{given_up}/requeue", {"reason": "eve comes on"})
+        assert (done.status_code, done.headers["hx-trigger"], "is PENDING again" in done.text) == (200, "changed", True)
+        taken = await desk.post(f"/attention/{carried}/requeue", {"reason": "why not"})
+        assert (taken.status_code, "holder: ada" in taken.text) == (409, True)
+        assert (await desk.post("/attention/nope/requeue", {"reason": "x"})).status_code == 404
+        assert given_up not in await desk.get("/attention")
+    [action] = [each for each in await _all_actions(quiet_house) if "requeue" in each["action"]]
+    assert (action["actor"], action["reason"]) == ("admin", "eve comes on")
+
+
+async def _all_actions(house: House) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await house.get("/api/admin/ops/actions"))["items"]
+    return items
 
 
 async def test_only_a_finished_dry_run_that_found_something_can_be_applied(quiet_house: House) -> None:

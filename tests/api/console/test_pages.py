@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import json
 import re
 
 import httpx
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.client import Client
 
 from api.app import create_app
@@ -53,6 +57,28 @@ async def fill(house: House) -> tuple[str, str]:
         "INSERT INTO corrections (operation_id, sku, reserved_before, reserved_after, ledger_before, ledger_after,"
         " applied) VALUES ('op-1', 'tea', 3, 1, 60, 60, false)"
     )
+    await house.sql(
+        "INSERT INTO deliveries (delivery_id, order_id, zone, status, attention, promised_at, dropoff, timeline)"
+        " VALUES ('d-1', 'o-1', 'north', 'NEEDS_ATTENTION', 'max_offers', now(), '{}', jsonb_build_array("
+        "jsonb_build_object('at', now(), 'what', 'needs_attention', 'reason', CAST(:hostile AS text))))",
+        hostile=HOSTILE,
+    )
+    place = {"lat": 52.5, "lng": 13.4}
+    waiting = {"pickup": None, "dropoff": place, "seconds_to_promise": -90.0, "not_by": [HOSTILE]}
+    inputs = {
+        "deliveries": [{**waiting, "delivery_id": each} for each in ("d-1", "d-2", "d-3")],
+        "couriers": [{"courier_id": HOSTILE, "at": place, "slots": 2}],
+    }
+    pair = {"courier_id": HOSTILE, "cost_seconds": 321.4}
+    lost = {"delivery_id": "d-1", "courier_id": HOSTILE, "kind": "delivery_taken", "holder": HOSTILE}
+    await house.sql(
+        "INSERT INTO assignment_rounds (round_id, zone, started_at, finished_at, inputs, deliveries, couriers, pairs,"
+        " assigned, conflicts, losers) VALUES ('r-1', 'north', now() - interval '1.5 seconds', now(),"
+        " CAST(:inputs AS jsonb), 3, 1, CAST(:pairs AS jsonb), 1, 1, CAST(:losers AS jsonb))",
+        inputs=json.dumps(inputs),
+        pairs=json.dumps([{**pair, "delivery_id": each} for each in ("d-1", "d-2")]),
+        losers=json.dumps([lost]),
+    )
     return event_id, "op-1"
 
 
@@ -63,7 +89,13 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
     async with open_house(database_url, nowhere, installation, worker=False) as house:
         event_id, operation_id = await fill(house)
         pages = {
-            "": ("Needs attention", "No worker is alive", "reserved matches active reservations", "1 message failed"),
+            "": (
+                "Needs attention",
+                "No worker is alive",
+                "reserved matches active reservations",
+                "1 message failed",
+                "1 delivery in need of a person",
+            ),
             "/failures": ("inventory.adjusted", "/replay", shown(HOSTILE), "outbox-failure-"),
             "/failures/groups": ("1 message", shown(HOSTILE), "/console/failures?fingerprint="),
             f"/events/{event_id}": ("To shop", shown(HOSTILE), "Ignore for good", "Send it fixed"),
@@ -72,10 +104,15 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
             "/reservations": ("o-1", "1 h 00 min", "Temporal does not answer", "none is alive"),
             "/inventory": ("+2", "1 product drifted", "none is alive"),
             f"/inventory/reconcile/{operation_id}": ("Apply to 1 product", shown(HOSTILE)),
-            "/assignment": ("capacity", "north"),
-            "/assignment/north": ("Batch window", "none is alive"),
+            "/assignment": ("capacity", "north", "need attention in north"),
+            "/assignment/north": ("Batch window", "none is alive", "/console/rounds?zone=north"),
+            "/rounds": ("r-1", "north", "1.5"),
+            "/rounds?zone=south": ("No round is kept of zone south.",),
+            "/rounds/r-1": (shown(HOSTILE), "321", "delivery taken", "left waiting", "late by 1 min 30 s", "52.5000"),
+            "/attention": ("d-1", "NEEDS_ATTENTION", shown(HOSTILE), "/requeue"),
+            "/attention?zone=south": ("No delivery of zone south needs a person.",),
             "/orders": ("o-1", shown(HOSTILE), f"{installation}-order-o-1"),
-            "/orders/o-1": ("RESERVED", shown(HOSTILE), "Timeline"),
+            "/orders/o-1": ("RESERVED", f"needs attention: {shown(HOSTILE)}", "Timeline"),
             "/webhooks": ("shop", "open", shown(HOSTILE), "Send again"),
             "/actions": ("webhook.put", shown(HOSTILE), "Before, after"),
         }
@@ -88,10 +125,24 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
                 assert re.findall(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1:8233/)', page) == []
 
 
+_LISTS = (
+    "",
+    "/failures",
+    "/reservations",
+    "/inventory",
+    "/assignment",
+    "/rounds",
+    "/attention",
+    "/orders",
+    "/webhooks",
+    "/actions",
+)
+
+
 async def test_a_page_that_asks_for_news_gets_its_live_part_alone(quiet_house: House) -> None:
     await quiet_house.product("tea", 5)
     async with logged_in(quiet_house) as desk:
-        for path in ("", "/failures", "/reservations", "/inventory", "/assignment", "/orders", "/webhooks", "/actions"):
+        for path in _LISTS:
             whole = await desk.get(path)
             part = (await desk.http.get(f"/console{path}", headers={"HX-Request": "true"})).text
             assert "<html" in whole
@@ -134,6 +185,45 @@ async def test_a_story_is_linked_only_where_there_is_one(quiet_house: House) -> 
     assert set(linked) == {message}  # the other was not attempted, so no workflow knows it
 
 
+async def test_the_overview_tells_of_a_job_that_failed_last_and_of_the_mail_server(
+    quiet_house: House,
+) -> None:
+    await quiet_house.sql(
+        "INSERT INTO job_runs (job, last_finished_at, last_error_at, last_error, failed_total)"
+        " VALUES ('sweep', now(), now() - interval '1 minute', 'x', 1), ('cross_check', NULL, now(), 'over 20', 1)"
+    )
+    await quiet_house.sql(
+        "UPDATE outbox_endpoints SET open_until = now(), last_error = :error WHERE kind = 'email'", error=HOSTILE
+    )
+    async with logged_in(quiet_house) as desk:
+        overview = await desk.get("")
+        assert ("The last cross-check failed" in overview, "The last sweep failed" in overview) == (True, False)
+        assert "of 0 webhooks and e-mail" in overview
+        assert "Not sent to: email" in overview
+        assert f"the mail server is asked again by and by: {shown(HOSTILE)}" in await desk.get("/webhooks")
+
+
+async def test_the_overview_tells_of_a_lock_that_is_waited_for_long(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+
+    async def told() -> bool:
+        async with logged_in(quiet_house) as desk:
+            return "Sessions wait for locks" in await desk.get("")
+
+    async def lock(connection: AsyncConnection) -> None:
+        await connection.execute(text("SET LOCAL lock_timeout = 0"))
+        await connection.execute(text("SELECT FROM products FOR UPDATE"))
+
+    async def hold(connection: AsyncConnection) -> asyncio.Task[None]:
+        await lock(connection)
+        waiting = asyncio.create_task(quiet_house.database.transact(lock))
+        await eventually(told)
+        return waiting
+
+    await (await quiet_house.database.transact(hold))
+    assert not await told()
+
+
 async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
     async with logged_in(quiet_house) as desk:
         for path, status, words in (
@@ -141,6 +231,10 @@ async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
             ("/orders/nope", 404, "There is no such order."),
             ("/events/nope", 404, "There is no such event."),
             ("/assignment/nope", 404, "There is no such zone."),
+            ("/rounds/nope", 404, "There is no such round."),
+            ("/rounds?cursor=nope", 422, "The cursor is not one that this list gave out."),
+            ("/rounds?zone=a%20b", 200, "No round is kept of zone a b."),
+            (f"/attention?zone={'x' * 65}", 422, "at most 64 characters"),
             ("/replays/nope", 404, "There is no such operation."),
             ("/inventory/reconcile/nope", 404, "There is no such reconciliation."),
             ("/orders?cursor=nope", 422, "The cursor is not one that this list gave out."),
@@ -201,6 +295,9 @@ async def test_an_order_is_found_by_whatever_somebody_has_in_hand(quiet_house: H
             answer = await desk.http.get("/console/orders", params={"find": hint})
             assert (answer.status_code, answer.headers["location"]) == (303, f"/console/orders/{found}")
         assert "No order, delivery or workflow" in await desk.get("/orders?find=nothing", status=404)
+        for hint in ("nothing", "d-1"):  # the page stays the list that it is, and up to date
+            news = await desk.http.get("/console/orders", params={"find": hint}, headers={"HX-Request": "true"})
+            assert (news.status_code, "o-2" in news.text) == (200, True)
         of_customer = await desk.get("/orders?customer=c-2&status=RESERVED")
         assert ("o-2" in of_customer, found in of_customer) == (True, False)
         assert "o-2" not in await desk.get("/orders?customer=c-2&status=CONFIRMED")
