@@ -51,10 +51,13 @@
     }
   }
 
+  const focusables = (root) => [...root.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex]")];
+
   // Run `change`, then put back what a person had done in `around`: the focus, open details, what was typed.
   function keeping(around, change) {
     const held = document.activeElement;
     const focused = around.contains(held) ? held : null;
+    const place = focused ? focusables(around).indexOf(focused) : -1;
     const open = [...around.querySelectorAll("details[open][id]")].map((each) => each.id);
     const typed = [...around.querySelectorAll("input[id], textarea[id], select[id]")]
       .filter((each) => each.type !== "hidden" && each.value !== each.defaultValue)
@@ -66,7 +69,10 @@
       if (field) field.value = value;
     }
     if (focused && !focused.isConnected) {
-      const again = (focused.id && document.getElementById(focused.id)) || document.getElementById("main");
+      // What has no id is found again by where it was among its like.
+      const there = focusables(around)[place];
+      const again = (focused.id && document.getElementById(focused.id))
+        || (there?.tagName === focused.tagName ? there : document.getElementById("main"));
       again?.focus({ preventScroll: true });
     }
   }
@@ -80,17 +86,34 @@
     if (problem) line.textContent = `Not up to date: ${problem}`;
   }
 
+  // Not led away from the page: what is typed there stays, and can be sent once there is a session again.
+  function askToLogIn() {
+    const line = document.getElementById("fresh");
+    if (!line || line.querySelector("a")) return;
+    const link = document.createElement("a");
+    link.href = `/console/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+    link.target = "_blank";
+    link.textContent = "Log in again (in a new tab)";
+    line.append(" ", link);
+  }
+
   document.addEventListener("htmx:beforeSwap", (event) => {
     const region = event.detail.elt;
     if (!region.dataset || !("live" in region.dataset)) return;
     event.detail.shouldSwap = false;
     const { xhr } = event.detail;
+    if (xhr.status === 401) {
+      if (!document.querySelector("#fresh a")) tellFreshness(region, "the session is over.");
+      askToLogIn();
+      return;
+    }
     if (xhr.status >= 400) {
       tellFreshness(region, "the last look failed.");
       return;
     }
     tellFreshness(region, null);
     exchange(region, xhr.responseText);
+    letTablesScroll();
   });
   for (const name of ["htmx:sendError", "htmx:timeout"]) {
     document.addEventListener(name, (event) => {
@@ -153,8 +176,18 @@
     document.dispatchEvent(new CustomEvent("theme"));
   }
 
+  // A table that is wider than the screen is moved by the arrow keys, so it takes the focus.
+  function letTablesScroll() {
+    for (const table of document.querySelectorAll("main table")) {
+      if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+      else table.removeAttribute("tabindex");
+    }
+  }
+  addEventListener("resize", letTablesScroll);
+
   document.addEventListener("DOMContentLoaded", () => {
     for (const region of document.querySelectorAll("[data-live]")) remember(region);
+    letTablesScroll();
     document.getElementById("theme")?.addEventListener("click", () => choose(isDark() ? "light" : "dark"));
     showTheme();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
