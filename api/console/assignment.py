@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api import dispatch
-from api.console.pages import form_body, page, said
+from api.console.pages import form_body, form_fields, page, said, validated
 from api.console.paging import ShortPage
 from api.models import Reasoned
 from api.services import ServicesDep
@@ -17,6 +17,8 @@ from db.assignment import zones
 from domain.assignment.states import ZoneMode
 
 router = APIRouter()
+
+_SHOWN = "shown."
 
 
 @router.get("/console/assignment")
@@ -52,9 +54,13 @@ async def show_zone(zone: str, request: Request, services: ServicesDep) -> Respo
 
 @router.post("/console/assignment/{zone}/settings")
 async def change_settings(zone: str, request: Request, services: ServicesDep) -> Response:
-    """Change knobs, from the next round on."""
+    """Change the knobs that are not as the form showed them (`shown.<knob>`), from the next round on."""
     await dispatch.get_settings(zone, services)
-    await dispatch.patch_settings(zone, await form_body(request, dispatch.PatchSettings), request, services)
+    fields = await form_fields(request)
+    shown = {name: fields.pop(name) for name in list(fields) if name.startswith(_SHOWN)}
+    changed = {name: value for name, value in fields.items() if value != shown.get(_SHOWN + name)}
+    wish = validated(dispatch.PatchSettings, changed, texts=True)
+    await dispatch.patch_settings(zone, wish, request, services)
     return said(request, f"The settings of {zone} are saved; its next round uses them.", f"/console/assignment/{zone}")
 
 

@@ -53,6 +53,12 @@
 
   const focusables = (root) => [...root.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex]")];
 
+  // What a field held before anybody touched it.
+  function givenValue(field) {
+    if (field.tagName !== "SELECT") return field.defaultValue;
+    return ([...field.options].find((each) => each.defaultSelected) ?? field.options[0])?.value;
+  }
+
   // Run `change`, then put back what a person had done in `around`: the focus, open details, what was typed.
   function keeping(around, change) {
     const held = document.activeElement;
@@ -60,7 +66,7 @@
     const place = focused ? focusables(around).indexOf(focused) : -1;
     const open = [...around.querySelectorAll("details[open][id]")].map((each) => each.id);
     const typed = [...around.querySelectorAll("input[id], textarea[id], select[id]")]
-      .filter((each) => each.type !== "hidden" && each.value !== each.defaultValue)
+      .filter((each) => each.type !== "hidden" && each.value !== givenValue(each))
       .map((each) => [each.id, each.value]);
     change();
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");

@@ -141,6 +141,23 @@ async def test_what_needs_a_worker_is_begun_where_there_is_one(house: House) -> 
             assert (await desk.post(path)).status_code == 422
 
 
+async def test_a_form_changes_no_knob_that_somebody_else_turned_meanwhile(quiet_house: House) -> None:
+    path = "/api/admin/ops/assignment/settings/north"
+    await quiet_house.call("PATCH", path, {"batchWindowSeconds": 0.1234567})
+    async with logged_in(quiet_house) as desk:
+        page = await desk.get("/assignment/north")
+        shown = dict(re.findall(r'name="(shown\.\w+)" value="([^"]*)"', page))
+        knobs = {name.removeprefix("shown."): value for name, value in shown.items()}
+        await quiet_house.call("PATCH", path, {"maxBatch": 7, "mode": "manual"})
+        form = {**shown, **knobs, "maxOffers": "9", "reason": "patience"}
+        assert (await desk.post("/assignment/north/settings", form)).status_code == 200
+    settings = await quiet_house.get(path)
+    assert (settings["maxBatch"], settings["mode"], settings["maxOffers"]) == (7, "manual", 9)
+    assert settings["batchWindowSeconds"] == 0.1234567
+    [newest, *_] = await actions(quiet_house, "assignment.settings")
+    assert {name for name, value in newest["after"].items() if value != newest["before"][name]} == {"max_offers"}
+
+
 async def test_a_delivery_that_needs_a_person_waits_again_once_somebody_says_why(quiet_house: House) -> None:
     fleet = Fleet(quiet_house.database)
     given_up, carried = await fleet.deliveries(2)
