@@ -109,8 +109,10 @@ _METRICS = text("""
 _STATUS_COUNTS = text(
     "SELECT noun, status, CAST(sum(total) AS bigint) AS total FROM status_counts GROUP BY noun, status"
 )
+# One that an admin switched off is not sent to on purpose: nobody need be told.
 _BREAKERS = text("""
-    SELECT name, kind, open_until IS NULL AS closed FROM outbox_endpoints WHERE kind <> 'workflow' ORDER BY name
+    SELECT name, kind, open_until IS NULL OR (kind = 'webhook' AND NOT enabled) AS closed
+    FROM outbox_endpoints WHERE kind <> 'workflow' ORDER BY name
 """)
 _CONFLICTS = text("""
     SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts

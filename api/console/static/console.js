@@ -83,24 +83,27 @@
     }
   }
 
+  const SESSION_OVER = "the session is over.";
+
   function tellFreshness(region, problem) {
     if (problem) stale.add(region);
     else stale.delete(region);
     const line = document.getElementById("fresh");
     if (!line) return;
     if (line.hidden !== (stale.size === 0)) line.hidden = stale.size === 0;
-    if (problem) line.textContent = `Not up to date: ${problem}`;
+    if (!problem || line.dataset.problem === problem) return;  // said once
+    line.dataset.problem = problem;
+    line.textContent = `Not up to date: ${problem}`;
+    if (problem === SESSION_OVER) line.append(" ", linkToLogin());
   }
 
   // Not led away from the page: what is typed there stays, and can be sent once there is a session again.
-  function askToLogIn() {
-    const line = document.getElementById("fresh");
-    if (!line || line.querySelector("a")) return;
+  function linkToLogin() {
     const link = document.createElement("a");
     link.href = `/console/login?next=${encodeURIComponent(location.pathname + location.search)}`;
     link.target = "_blank";
     link.textContent = "Log in again (in a new tab)";
-    line.append(" ", link);
+    return link;
   }
 
   document.addEventListener("htmx:beforeSwap", (event) => {
@@ -108,13 +111,8 @@
     if (!region.dataset || !("live" in region.dataset)) return;
     event.detail.shouldSwap = false;
     const { xhr } = event.detail;
-    if (xhr.status === 401) {
-      if (!document.querySelector("#fresh a")) tellFreshness(region, "the session is over.");
-      askToLogIn();
-      return;
-    }
     if (xhr.status >= 400) {
-      tellFreshness(region, "the last look failed.");
+      tellFreshness(region, xhr.status === 401 ? SESSION_OVER : "the last look failed.");
       return;
     }
     tellFreshness(region, null);

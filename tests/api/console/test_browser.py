@@ -66,6 +66,7 @@ async def test_by_keyboard_alone_drift_is_reconciled_a_knob_changed_and_an_order
         assert (await house.get("/api/admin/ops/assignment/settings/north"))["parallelRounds"] == 3
         assert len(await actions(house, "assignment.settings")) == 1
         await house.call("PATCH", "/api/admin/ops/assignment/settings/north", {"mode": "manual"})
+        await page.evaluate("htmx.trigger(document.body, 'changed')")
         await expect(page.get_by_label("Mode")).to_have_value("manual")  # what nobody touched here is as it is
 
         await follow(page, "Orders", "Orders")
@@ -169,7 +170,7 @@ async def test_whoever_is_logged_out_meanwhile_stays_where_they_are_and_sends_wh
         await login.keyboard.press("Enter")
         await login.get_by_role("heading", name="Reservations").wait_for()
         await page.evaluate("htmx.trigger(document.body, 'changed')")
-        await expect(again).to_be_hidden()
+        await expect(page.locator("#fresh")).to_be_hidden()
         await page.get_by_label("Reason").press("Enter")
         await expect(page.locator("#said")).to_contain_text("No worker is alive")  # no longer forged, nor logged out
         assert await page.get_by_label("Reason").input_value() == "a drill"
@@ -206,7 +207,7 @@ async def test_no_page_has_serious_findings_of_axe_in_either_theme_nor_breaks_it
                 await page.goto("/console" + path.format(event=event, operation=operation))
                 await _find_nothing_in_either_theme(page)
                 assert await _sticks_out(page) <= 0, path
-            assert [line for line in said if "404" not in line] == []
+            assert [line for line in said if "the server responded with a status of 404" not in line] == []
             await page.context.clear_cookies()
             await page.goto("/console")
             await _find_nothing_in_either_theme(page)

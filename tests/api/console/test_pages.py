@@ -203,6 +203,19 @@ async def test_the_overview_tells_of_a_job_that_failed_last_and_of_the_mail_serv
         assert f"the mail server is asked again by and by: {shown(HOSTILE)}" in await desk.get("/webhooks")
 
 
+async def test_a_webhook_that_an_admin_switched_off_while_it_was_down_troubles_nobody(quiet_house: House) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE name = 'shop'")
+    assert await quiet_house.metric('ops_outbox_endpoint_open{endpoint="shop"}') == 1
+    await quiet_house.call("PUT", "/api/admin/webhooks/shop", {"url": "http://127.0.0.1:9/", "enabled": False})
+    assert await quiet_house.metric('ops_outbox_endpoint_open{endpoint="shop"}') == 0
+    async with logged_in(quiet_house) as desk:
+        assert "Not sent to" not in await desk.get("")
+        assert "Send again" in await desk.get("/webhooks")
+    await quiet_house.sql("UPDATE outbox_endpoints SET enabled = true, disabled_reason = 'it answered 410 Gone'")
+    assert await quiet_house.metric('ops_outbox_endpoint_open{endpoint="shop"}') == 1  # nobody wanted that
+
+
 async def test_the_overview_tells_of_a_lock_that_is_waited_for_long(quiet_house: House) -> None:
     await quiet_house.product("tea", 5)
 
