@@ -32,14 +32,21 @@ async def show_round(round_id: str, request: Request, services: ServicesDep) -> 
 
 
 def _fates(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each delivery that the round saw: who was chosen and at what cost, and what that was lost to.
+    """Of each delivery that the round saw: who was chosen, at what cost and why, and what that was lost to.
 
-    Nobody was chosen where `courierId` is None.
+    Nobody was chosen where `courierId` is None; `why` is None where the round's inputs do not tell any more.
     """
+    reasons = {each["deliveryId"]: each for each in (found["explanation"] or {}).get("deliveries", ())}
     pairs = {pair["deliveryId"]: pair for pair in found["pairs"]}
     conflicts = {conflict["deliveryId"]: conflict for conflict in found["conflicts"]}
     nobody = {"courierId": None, "costSeconds": None}
     return [
-        {**nobody, **delivery, **pairs.get(delivery["deliveryId"], {}), "lost": conflicts.get(delivery["deliveryId"])}
+        {
+            **nobody,
+            **delivery,
+            **pairs.get(delivery["deliveryId"], {}),
+            "lost": conflicts.get(delivery["deliveryId"]),
+            "why": reasons.get(delivery["deliveryId"]),
+        }
         for delivery in found["inputs"]["deliveries"]
     ]

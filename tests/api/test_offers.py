@@ -126,6 +126,12 @@ async def test_rounds_are_listed_by_zone_with_what_they_saw_gave_and_lost(house:
     assert {each["deliveryId"] for each in oldest["pairs"]} == {"d-00000", "d-00001"}
     assert all(each["costSeconds"] > 0 for each in oldest["pairs"])
     assert oldest["conflicts"] == []
+    explanation = oldest["explanation"]
+    assert explanation["gapSeconds"] == 0
+    assert {each["deliveryId"]: each["courierId"] for each in explanation["deliveries"]} == {
+        each["deliveryId"]: each["courierId"] for each in oldest["pairs"]
+    }
+    assert all(each["text"] and len(each["runnersUp"]) == 2 for each in explanation["deliveries"])
     assert (await house.call("GET", f"{path}/nope")).status_code == 404
     assert (await house.call("GET", path, role="courier")).status_code == 403
     assert (await house.call("GET", f"{path}?cursor=nonsense")).status_code == 422

@@ -6,6 +6,7 @@ import asyncio
 import html
 import json
 import re
+from dataclasses import asdict
 
 import httpx
 from sqlalchemy import text
@@ -14,7 +15,9 @@ from temporalio.client import Client
 
 from api.app import create_app
 from db.samples import BUCKET_SECONDS, sample_if_due
+from domain.assignment.view import FreeCourier, RoundView, WaitingDelivery
 from domain.ids import order_id
+from domain.order import Place
 from local.ports import free_port
 from settings import Settings
 from tests.api.console.desks import failed, logged_in, reserved
@@ -63,12 +66,9 @@ async def fill(house: House) -> tuple[str, str]:
         "jsonb_build_object('at', now(), 'what', 'needs_attention', 'reason', CAST(:hostile AS text))))",
         hostile=HOSTILE,
     )
-    place = {"lat": 52.5, "lng": 13.4}
-    waiting = {"pickup": None, "dropoff": place, "seconds_to_promise": -90.0, "not_by": [HOSTILE]}
-    inputs = {
-        "deliveries": [{**waiting, "delivery_id": each} for each in ("d-1", "d-2", "d-3")],
-        "couriers": [{"courier_id": HOSTILE, "at": place, "slots": 2}],
-    }
+    place = Place(52.5, 13.4)
+    waiting = [WaitingDelivery(each, place, -90.0, not_by=(HOSTILE,)) for each in ("d-1", "d-2", "d-3")]
+    inputs = asdict(RoundView(tuple(waiting), (FreeCourier(HOSTILE, place, 2),)))
     pair = {"courier_id": HOSTILE, "cost_seconds": 321.4}
     lost = {"delivery_id": "d-1", "courier_id": HOSTILE, "kind": "delivery_taken", "holder": HOSTILE}
     await house.sql(
@@ -108,7 +108,15 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
             "/assignment/north": ("Batch window", "none is alive", "/console/rounds?zone=north"),
             "/rounds": ("r-1", "north", "1.5"),
             "/rounds?zone=south": ("No round is kept of zone south.",),
-            "/rounds/r-1": (shown(HOSTILE), "321", "delivery taken", "left waiting", "late by 1 min 30 s", "52.5000"),
+            "/rounds/r-1": (
+                shown(HOSTILE),
+                "321",
+                "delivery taken",
+                "left waiting",
+                "late by 1 min 30 s",
+                "52.5000",
+                "has declined it",
+            ),
             "/attention": ("d-1", "NEEDS_ATTENTION", shown(HOSTILE), "/requeue"),
             "/attention?zone=south": ("No delivery of zone south needs a person.",),
             "/orders": ("o-1", shown(HOSTILE), f"{installation}-order-o-1"),
