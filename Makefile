@@ -25,7 +25,7 @@ receiver: .venv/run.stamp ## Print the events sent to http://127.0.0.1:9099/ (AR
 	@exec .venv/bin/python -m local.receiver $(ARGS)
 
 test: .venv/dev.stamp ## Run every test on throw-away servers, in two processes (ARGS="-k orders -x")
-	@exec .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservations, races, kills and faults (ARGS="--seed 2")
 	@.venv/bin/python -m soak.plans

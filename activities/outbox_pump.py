@@ -121,7 +121,9 @@ class Pump:
         """Claim more when the window has room, and set lanes going."""
         if self._broken or self._stopped:
             return
-        if len(self._in_flight) <= self._window // 2:
+        # While every sender is busy there is no hurry: the later, the more a claim brings.
+        busy = len(self._senders) >= self._allowed
+        if len(self._in_flight) <= self._window // (4 if busy else 2):
             for claimed in await self._claim(self._window - len(self._in_flight)):
                 self._in_flight[claimed.message.position] = claimed
                 lane = claimed.message.lane
