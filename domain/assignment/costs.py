@@ -1,7 +1,7 @@
 """What it costs to give a load to a courier: delay, lateness and the courier's time, for a whole round at once.
 
-A column of the table is a courier's turn (the first load, the second, … as far as slots go) or a pick-up that a
-courier is still fetching from, which one more delivery can join.
+A column of the table is a courier's turn (the first load, the second, … as far as slots go), a pick-up that a courier
+is still fetching from, which one more delivery can join, or a turn that is only planned, never given: the look-ahead.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class RoundCosts:
         self.slots = np.array(
             [each.slots - (joined and each.fetching is not None) for each in couriers], dtype=np.int64
         )
-        self._weigh()
+        self.soon = int((self.free <= view.policy.soon_seconds).sum())
         self._lay_out_columns()
+        self._look_ahead()
+        self._weigh()
 
     def _weigh(self) -> None:
         """How dear couriers' time is in this round, and who is remote."""
@@ -57,8 +59,8 @@ class RoundCosts:
         waiting = self.view.deliveries[::every]
         anchors = self.travel.points([each.pickup or each.dropoff for each in waiting])
         self.remote = self.travel.seconds(anchors[:, None], self.at[None, :]).mean(axis=0)
-        soon = int((self.free <= self.view.policy.soon_seconds).sum())
-        queue = min(1.0, len(self.view.deliveries) / max(1, soon))
+        # A courier's second counts as often as the queue behind it is planned: once, and once more looking ahead.
+        queue = min(2.0 if self.looks_ahead else 1.0, len(self.view.deliveries) / max(1, self.soon))
         self.courier_weight = self.view.policy.courier_weight * queue
 
     def _lay_out_columns(self) -> None:
@@ -86,6 +88,24 @@ class RoundCosts:
         self.owners: Ints = np.concatenate([*self.turn_owners, np.array(joined, dtype=np.int64)])
         turns = [np.full(len(owners), turn) for turn, owners in enumerate(self.turn_owners)]
         self.turns = np.concatenate([*turns, np.zeros(len(joined), dtype=np.int64)])
+
+    def _look_ahead(self) -> None:
+        """Plan one more turn of every courier where more is waiting than they can take and caps pass meanwhile.
+
+        Who can still be brought in a courier's next turn, before the cap and the shift's end, can be left now; who
+        cannot goes first. Without it all are as dear to leave, and those whose time runs out are lost by chance.
+        """
+        self.first_planned, ahead = self.width, len(self.slots)
+        self.looks_ahead = (
+            not self.view.policy.stacked
+            and len(self.view.deliveries) > self.soon
+            and any(each.seconds_to_cap is not None for each in self.view.deliveries)
+            and len(self.view.deliveries) * (self.width + ahead) <= self.view.policy.dense_cells
+        )
+        if self.looks_ahead:
+            self.width += ahead
+            self.owners = np.concatenate([self.owners, np.arange(ahead)])
+            self.turns = np.concatenate([self.turns, np.zeros(ahead, dtype=np.int64)])
 
     @property
     def dense(self) -> bool:
@@ -123,13 +143,15 @@ class RoundCosts:
 
     def rows(self, loads: Sequence[Load]) -> Floats:
         """Costs with every column, milliseconds."""
-        first = self._pairs(loads, None)
+        first = self._pairs(loads, None, self.free)
         costs = np.full((len(loads), self.width), np.inf) if self.width > first.shape[1] else first
         for turn, owners in enumerate(self.turn_owners):
             if self.width > first.shape[1]:
                 costs[:, self.turn_columns[turn][owners]] = self._at_turn(first, loads, turn)[:, owners]
         for row, column, cost in self._joins(loads):
             costs[row, column] = cost
+        if self.looks_ahead:
+            costs[:, self.first_planned :] = self._pairs(loads, None, self.free + self.view.policy.soon_seconds)
         return costs
 
     def _nearest(self, loads: Sequence[Load]) -> tuple[Floats, Ints]:
@@ -137,7 +159,7 @@ class RoundCosts:
         count = min(self.view.policy.top_candidates, len(self.at))
         anchors = self.travel.points([load.anchor for load in loads])
         near = np.asarray(KDTree(self.at).query(anchors, k=np.arange(1, count + 1))[1], dtype=np.int64)
-        first = self._pairs(loads, near)
+        first = self._pairs(loads, near, self.free)
         costs, columns = [], []
         for turn, of_courier in enumerate(self.turn_columns):
             places = of_courier[near]
@@ -160,10 +182,10 @@ class RoundCosts:
         later[[len(load.deliveries) > 1 for load in loads]] = np.inf
         return later
 
-    def _pairs(self, loads: Sequence[Load], near: Ints | None) -> Floats:
-        """Costs of loads with couriers as their first load: with all of them, or with the `near` ones of each row."""
+    def _pairs(self, loads: Sequence[Load], near: Ints | None, frees: Floats) -> Floats:
+        """Costs of loads with couriers who set out when free: with all of them, or with the `near` ones of each row."""
         here = slice(None) if near is None else near
-        free, until, slots, remote = self.free[here], self.until[here], self.slots[here], self.remote[here]
+        free, until, slots, remote = frees[here], self.until[here], self.slots[here], self.remote[here]
         anchors = self.travel.points([load.anchor for load in loads])[:, None]
         way = self.travel.seconds(anchors, self.at[None] if near is None else self.at[near])
         stop = _column([load.pickup_seconds(self.travel) for load in loads])

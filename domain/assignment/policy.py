@@ -120,7 +120,11 @@ def _bundled(singles: Plan, travel: TravelModel) -> Plan:
 def _mergeable(
     best: Plan, known: dict[frozenset[str], Load], refused: set[frozenset[str]], travel: TravelModel
 ) -> list[tuple[int, int, Load]]:
-    """Pairs of loads of one pick-up that may go together, by what their customers would wait longer."""
+    """Pairs of loads of one pick-up that may go together, by what their customers would wait longer.
+
+    Where all of them have a cap, that and the price of waiting are limit enough: in a rush a long detour brings those
+    whom nobody would fetch.
+    """
     loads, most = best.loads, best.costs.view.policy.most_detour_seconds
     places: dict[Place, list[int]] = defaultdict(list)
     for row, load in enumerate(loads):
@@ -136,7 +140,7 @@ def _mergeable(
             if ids not in known:
                 known[ids] = load_of(deliveries, travel)
             longer = known[ids].detour - loads[left].detour - loads[right].detour
-            if longer <= most:
+            if longer <= most or all(each.seconds_to_cap is not None for each in deliveries):
                 found.append((longer, left, right, known[ids]))
     return [(left, right, load) for _, left, right, load in sorted(found, key=lambda each: each[:3])]
 
@@ -158,6 +162,8 @@ def _can_wait_seconds(round_plan: Plan, load: Load, column: int, travel: TravelM
     """How long nothing is lost by not giving this load to this courier yet; 0: give it now."""
     costs, courier = round_plan.costs, int(round_plan.costs.owners[column])
     policy = costs.view.policy
+    if column >= costs.first_planned:
+        return policy.round_seconds
     if column >= costs.first_join:
         # Whoever waits at the pick-up anyway can be told to take one more until the last moment.
         slack = costs.joinable[column - costs.first_join].fetching.pickup_in_seconds

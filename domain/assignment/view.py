@@ -119,11 +119,12 @@ class Policy:
     leaving_seconds: float = 86_400.0
     """Leaving a delivery without any courier: a day, so that it happens only when nobody can come."""
     most_detour_seconds: float = 900.0
-    """What a bundle's customers may wait longer in sum by one more delivery."""
+    """What a bundle's customers may wait longer in sum by one more delivery, unless all of them have a cap."""
     stacking_seconds: float = 600.0
     """For each load that a courier is given before in the same round: about a trip."""
     soon_seconds: float = 1_200.0
-    """A courier who is free within so long counts as free soon; what is left waits so long: about a trip or two."""
+    """A courier who is free within so long counts as free soon; what is left waits so long, and the turn
+    after the next begins so much later: about a trip or two."""
     round_seconds: float = 60.0
     """Until the next round at the latest: what need not leave before it can wait for it."""
     stacked: bool = True
