@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Passed on to the command where it says so, for example: make psql ARGS="-c 'select 1'"
 ARGS ?=
+# A folder of public dispatch instances, for `make bench`.
+INSTANCES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help up demo drill psql receiver test soak bench check lock clean
@@ -34,7 +36,8 @@ soak: .venv/dev.stamp ## Run what takes minutes: plans over a million reservatio
 	@.venv/bin/python -m soak.email $(ARGS)
 	@.venv/bin/python -m soak.outbox $(ARGS)
 
-bench: .venv/bench.stamp ## Measure the outbox beside its raw limit and other libraries, in minutes (ARGS=--quick for one)
+bench: .venv/bench.stamp ## Measure dispatch (INSTANCES=folder: on a city's days too) and the outbox, in minutes (ARGS=--quick for one)
+	@.venv/bin/python -m bench.dispatch --solver $(INSTANCES)
 	@exec .venv/bin/python -m bench.outbox $(ARGS)
 
 check: .venv/dev.stamp ## Check format, lint, types and import rules

@@ -71,6 +71,16 @@ def test_work_is_spread_before_it_is_stacked_up_to_the_slots() -> None:
     assert len({*given_to(view(deliveries[:2], [courier("a", slots=3), courier("b", -6)])).values()}) == 2
 
 
+def test_in_a_rush_who_cannot_wait_for_the_next_turn_goes_first() -> None:
+    patient = delivery("patient", 1, pickup=north(-4), seconds_to_cap=5400.0)
+    last_chance = delivery("last chance", -15, pickup=north(-12), seconds_to_cap=1500.0)
+    asked = view([patient, last_chance], [courier()], stacked=False)
+    assert given_to(asked) == {"last chance": "c"}
+    waiting = decide(asked).postponed[0]
+    assert (waiting.reason, waiting.courier_id) == (WaitReason.CHEAPER_TO_WAIT, "c")
+    assert explain(asked).gap_seconds == 0
+
+
 def test_deliveries_of_one_pickup_go_together_when_couriers_are_short() -> None:
     deliveries = [delivery("far", 10), delivery("near", 5)]
     pairs = decide(view(deliveries, [courier(slots=2)], stacked=False)).pairs
