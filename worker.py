@@ -6,6 +6,7 @@ One of the two composition roots (the other is `api/app.py`): what the floors ne
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -212,6 +213,9 @@ async def _heartbeat(database: Database, worker_id: str) -> AsyncIterator[None]:
 
 
 async def _run(settings: Settings) -> None:
+    # What is there by now stays. A collection that walks through all of it keeps every loop waiting: 130 ms were seen.
+    gc.collect()
+    gc.freeze()
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 import time
@@ -277,6 +278,9 @@ def main() -> None:
     sizes = replace(sizes, pairs=asked.pairs or sizes.pairs, events=asked.events or sizes.events)
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    # As a worker does when it starts.
+    gc.collect()
+    gc.freeze()
     began = time.perf_counter()
     with throw_away_postgres() as postgres:
         bench = asyncio.run(measure(postgres, sizes, asked.only or PARTS))
