@@ -180,20 +180,11 @@ async def test_a_large_round_is_solved_in_a_process_of_its_own_that_ends_with_th
     await dispatch.deliveries(300)
     await dispatch.couriers(300, capacity=1)
     await dispatch.knobs(max_batch=1000)
-    turns, over = 0, False
-
-    async def go_on() -> None:
-        """What the worker's loop does meanwhile."""
-        nonlocal turns
-        while not over:
-            await asyncio.sleep(0.001)
-            turns += 1
-
-    meanwhile = asyncio.create_task(go_on())
-    outcome = await dispatch.round()
-    over = True
-    await meanwhile
-    assert outcome.assigned == 300
+    turns = 0
+    round_ = asyncio.create_task(dispatch.round())
+    while not (await asyncio.wait([round_], timeout=0.001))[0]:
+        turns += 1  # the worker's loop goes on meanwhile
+    assert round_.result().assigned == 300
     assert turns > 10
     assert multiprocessing.active_children() != []
     dispatch.activities.close()
