@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +22,31 @@ from tests.waiting import eventually
 OFF = pytest.mark.parametrize("off", ["+1h", "-1h"], ids=["ahead", "behind"])
 
 
-def clock(off: str) -> list[str]:
+LIBRARY = "/usr/$LIB/faketime/libfaketimeMT.so.1"
+"""What the `faketime` command preloads; the dynamic linker fills in `$LIB`."""
+
+
+@contextmanager
+def clock(off: str) -> Iterator[list[str]]:
     """What to put before a command for its clock to be off by so much; its timers run as ever.
 
-    What the `faketime` command would run, without that command's process, which a kill would hit in place of ours.
+    Without the `faketime` command: a kill would hit its process in place of ours, and it refuses to run where a killed
+    process of the same id left its semaphore. The library does not mind; what it left is swept up here.
     """
     if shutil.which("faketime") is None:
         missing = "faketime is missing, which sets clocks off (Debian: apt-get install faketime)"
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    asked = ["faketime", "-m", "-f", "--exclude-monotonic", off, "printenv", "LD_PRELOAD"]
-    library = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return ["env", f"LD_PRELOAD={library}", f"FAKETIME={off}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+    before = set(left_behind())
+    yield ["env", f"LD_PRELOAD={LIBRARY}", f"FAKETIME={off}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+    for path in set(left_behind()) - before:
+        path.unlink(missing_ok=True)
+
+
+def left_behind() -> Iterator[Path]:
+    """The semaphores and shared memory of processes with the library, running or killed."""
+    return Path("/dev/shm").glob("*faketime_s*")  # noqa: S108 - where the library makes them
 
 
 @OFF
@@ -41,7 +54,11 @@ async def test_a_workers_clock_that_is_off_changes_nothing(
     database_url: str, client: Client, installation: str, temporal: EmbeddedTemporal, tmp_path: Path, off: str
 ) -> None:
     async with open_house(database_url, client, installation, worker=False) as house:
-        with worker_process(house.settings, temporal.address, tmp_path / "worker.log", prefix=clock(off)) as process:
+        log = tmp_path / "worker.log"
+        with (
+            clock(off) as prefix,
+            worker_process(house.settings, temporal.address, log, prefix=prefix) as process,
+        ):
             await eventually(lambda: alive(house), 20)
             assert off_by_an_hour(process.pid)
             await holds_keep_to_the_databases_clock(house)
@@ -52,8 +69,11 @@ async def test_the_apis_clock_that_is_off_changes_nothing(
     database_url: str, client: Client, installation: str, temporal: EmbeddedTemporal, tmp_path: Path, off: str
 ) -> None:
     async with open_house(database_url, client, installation) as house:
-        api = api_process(house.settings, temporal.address, tmp_path / "api.log", prefix=clock(off))
-        with api as (process, url):
+        log = tmp_path / "api.log"
+        with (
+            clock(off) as prefix,
+            api_process(house.settings, temporal.address, log, prefix=prefix) as (process, url),
+        ):
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
                 other = replace(house, http=http)
                 await eventually(lambda: ready(other), 20)
