@@ -69,6 +69,8 @@ class Pump:
         """By position: claimed and not yet settled or given back."""
         self._queued: dict[str, deque[Claimed]] = {}
         """By lane: claimed and not yet sent. A lane is here while its task runs or its failure waits for a verdict."""
+        self._unsent = 0
+        """How many of these there are."""
         self._ready: deque[str] = deque()
         """Lanes whose messages nobody is sending yet."""
         self._senders: set[asyncio.Task[None]] = set()
@@ -119,14 +121,13 @@ class Pump:
     # --- claiming and sending
 
     async def _fill(self) -> None:
-        """Claim more when the window has room, and set lanes going."""
+        """Claim more when little is left to send, and set lanes going."""
         if self._broken or self._stopped:
             return
-        # While every sender is busy there is no hurry: the later, the more a claim brings.
-        busy = len(self._senders) >= self._allowed
-        if len(self._in_flight) <= self._window // (4 if busy else 2):
+        if self._runs_low():
             for claimed in await self._claim(self._window - len(self._in_flight)):
                 self._in_flight[claimed.message.position] = claimed
+                self._unsent += 1
                 lane = claimed.message.lane
                 if lane in self._queued:
                     self._queued[lane].append(claimed)
@@ -138,6 +139,10 @@ class Pump:
                 random.shuffle(self._ready)
         for _ in range(min(len(self._ready), self._allowed - len(self._senders))):
             self._senders.add(asyncio.create_task(self._send_lanes()))
+
+    def _runs_low(self) -> bool:
+        """Whether the senders will soon have nothing to do, and a claim would bring enough to be worth its while."""
+        return self._unsent <= self._window // 4 and len(self._in_flight) <= 3 * self._window // 4
 
     async def _claim(self, limit: int) -> list[Claimed]:
         """Claim rows; those behind a failing message of their lane are parked instead."""
@@ -166,16 +171,19 @@ class Pump:
         return [each for each in claimed if not each.lane_blocked]
 
     async def _send_lanes(self) -> None:
-        """Send one lane after the other; of a lane one message after the other, until one fails."""
+        """Send from one lane after the other: one message each, so that few run dry before there are more."""
         while self._ready and not self._broken and not self._stopped:
             lane = self._ready.popleft()
             queue = self._queued[lane]
-            outcome: Delivered | _Failed | None = None
-            while queue and not isinstance(outcome, _Failed) and not self._broken and not self._stopped:
-                outcome = await self._send(queue.popleft())
-                self._outcomes.append(outcome)
-                self._news.set()
-            if not queue and not isinstance(outcome, _Failed):
+            self._unsent -= 1
+            outcome = await self._send(queue.popleft())
+            self._outcomes.append(outcome)
+            self._news.set()
+            if isinstance(outcome, _Failed):
+                continue  # the lane waits for the verdict
+            if queue:
+                self._ready.append(lane)
+            else:
                 del self._queued[lane]
         self._senders.discard(asyncio.current_task())
         self._news.set()
@@ -199,6 +207,7 @@ class Pump:
             idle = not self._ready and len(self._senders) < _PARALLEL_SENDS // 2
             if idle or time.monotonic() - began > _GATHER_SECONDS[1]:
                 break
+            await self._fill()
         self._news.clear()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -277,6 +286,7 @@ class Pump:
         endpoint_id = self.endpoint.endpoint_id
         delay_seconds = retry_delay_seconds(error_class, message.attempts + 1, failed.error.retry_after_seconds)
         behind = [claimed.message for claimed in self._queued.pop(message.lane, ())]
+        self._unsent -= len(behind)
 
         async def work(connection: AsyncConnection) -> None:
             await settle.fail(

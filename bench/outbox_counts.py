@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from bench.outbox_processes import helper
-from bench.outbox_relay import WatchedSink, drain
+from bench.outbox_relay import drain_to_nowhere
 
 # A deleted row is a dead tuple, and so is what an update leaves behind; the latter takes no vacuum where the new
 # version is on the same page and no index changes (HOT): the next reader of the page prunes it.
@@ -39,7 +39,7 @@ async def cost_of_an_event(url: str, count: int) -> Cost:
             netloc=parts.netloc.replace(f":{parts.port}", f":{wire.port}"), query="sslmode=disable"
         )
         before = await _dead(url)
-        await drain(urlunsplit(counted), WatchedSink(), count, look_at=url)
+        await drain_to_nowhere(urlunsplit(counted), count, look_at=url)
         seen = await wire.ask()
     after = await _dead(url)
     return Cost(

@@ -18,7 +18,15 @@ from bench.outbox_processes import Helper
 from bench.outbox_relay import Drained, relays
 from bench.outbox_server import event, opened
 from db.outbox.write import write_events
-from domain.outbox import CLOUDEVENTS_CONTENT_TYPE, cloud_event, new_webhook_secret, webhook_signature
+from domain.outbox import (
+    CLOUDEVENTS_CONTENT_TYPE,
+    Endpoint,
+    Message,
+    SinkKind,
+    cloud_event,
+    new_webhook_secret,
+    webhook_signature,
+)
 from sinks.webhook import TIMEOUT_SECONDS, WebhookSink
 
 Request = tuple[bytes, dict[str, str]]
@@ -54,7 +62,7 @@ def client_session(connections: int) -> aiohttp.ClientSession:
     )
 
 
-async def post_bare(url: str, count: int, *, sends: int, connections: int) -> Drained:
+async def post_bare(url: str, count: int, *, sends: int) -> Drained:
     """POST so many events that are signed beforehand, so many at a time: the limit of this client on this machine."""
     secret = new_webhook_secret()
     requests = iter([(body, signed(event_id, body, secret)) for event_id, body in bodies(count)])
@@ -64,10 +72,34 @@ async def post_bare(url: str, count: int, *, sends: int, connections: int) -> Dr
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 assert response.status == 204
 
-    async with client_session(connections) as session:
+    async with client_session(sends) as session:
         began = time.perf_counter()
         await asyncio.gather(*(send(session) for _ in range(sends)))
         return Drained(count, time.perf_counter() - began)
+
+
+async def post_by_sink(url: str, count: int, *, sends: int) -> Drained:
+    """Have the webhook sink send so many events, so many at a time: what a relay would do if it had no database."""
+    now = datetime.now(UTC)
+    endpoint = Endpoint(1, "shop", SinkKind.WEBHOOK, url, (new_webhook_secret(),), 0, probing=False)
+    messages = iter(
+        [
+            Message(0, number, number, e.lane, e.event_id, e.event_type, e.subject, json.dumps(e.data), now, 0, 0.0)
+            for number, e in enumerate(map(event, range(count)))
+        ]
+    )
+    sink = WebhookSink(allow_private=True)
+
+    async def send() -> None:
+        for message in messages:
+            await sink.send(endpoint, message)
+
+    try:
+        began = time.perf_counter()
+        await asyncio.gather(*(send() for _ in range(sends)))
+        return Drained(count, time.perf_counter() - began)
+    finally:
+        await sink.close()
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,14 @@ class Report:
             here, server = (statistics.median(each) for each in zip(*cpu, strict=True))
             self.rows.append(Row("  CPU an event: this process, PostgreSQL", f"{here:.1f} µs, {server:.1f} µs"))
 
-    def ratio(self, what: str, above: Sequence[float], below: Sequence[float], at_least: float) -> None:
-        """The median of the pairs' ratios, which is to be at least so much."""
+    def ratio(self, what: str, above: Sequence[float], below: Sequence[float], at_least: float | None = None) -> None:
+        """The median of the pairs' ratios; where there is a target, it is to be at least so much."""
         if above and below:
             ratio = statistics.median(one / other for one, other in zip(above, below, strict=True))
-            self.rows.append(Row(what, f"{ratio:.2f}", f"at least {at_least:g}", ratio >= at_least))
+            if at_least is None:
+                self.note(what, f"{ratio:.2f}")
+            else:
+                self.rows.append(Row(what, f"{ratio:.2f}", f"at least {at_least:g}", ratio >= at_least))
 
     def at_most(self, what: str, value: float, limit: float, unit: str = "") -> None:
         """A value that is to be at most so much."""

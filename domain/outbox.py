@@ -203,6 +203,9 @@ def parse_message_id(text: str) -> tuple[int, int] | None:
     return int(position), int(endpoint)
 
 
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def cloud_event(
     event_id: str, event_type: str, subject: str, time: datetime, payload: str, fixes: str | None = None
 ) -> bytes:
@@ -215,7 +218,7 @@ def cloud_event(
     fixed = f'"fixes":"{fixes}",' if fixes else ""
     return (
         f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"{event_type}",'
-        f'"subject":{json.dumps(subject, ensure_ascii=False)},"time":"{rfc3339(time)}",'
+        f'"subject":{_as_json(subject)},"time":"{rfc3339(time)}",'
         f'"datacontenttype":"application/json",{fixed}"data":{payload}}}'
     ).encode()
 

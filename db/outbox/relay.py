@@ -155,8 +155,8 @@ _CLAIM = text(f"""
     ), ready AS (
         SELECT shard, position, event_position, lane
         FROM (SELECT *, row_number() OVER (PARTITION BY lane COLLATE "C" ORDER BY position) AS turn FROM oldest) o
-        WHERE turn <= :lane_limit AND position <> ALL(CAST(:in_flight AS bigint[]))
-            AND lane <> ALL(CAST(:full_lanes AS text[]))
+        WHERE turn <= :lane_limit AND position NOT IN (SELECT unnest(CAST(:in_flight AS bigint[])))
+            AND lane NOT IN (SELECT unnest(CAST(:full_lanes AS text[])))
         ORDER BY position LIMIT LEAST(CAST(:limit AS int), (
             SELECT GREATEST(0, c.narrowed_to - cardinality(CAST(:in_flight AS bigint[]))) FROM outbox_claims c
             WHERE c.shard = :shard AND c.endpoint_id = :endpoint_id AND c.narrowed_to IS NOT NULL

@@ -19,7 +19,7 @@ async def test_the_benchmark_carries_every_event_once_and_in_order_and_shows_eac
 ) -> None:
     parts = [part for part in PARTS if part != "rivals"]  # they are not installed for tests
     bench = await measure(postgres, SLICE, parts)
-    for name in ("relay", "raw", "relay http", "bare http", "with waiting", "without waiting"):
+    for name in ("relay", "raw", "relay http", "bare http", "sink http", "with waiting", "without waiting"):
         assert len(bench.rates[name]) == 2, name
     assert bench.latency is not None
     assert len(bench.latency.milliseconds) == 10
