@@ -32,7 +32,7 @@ WINDOW = (200, 1000)
 _FAST_SECONDS = 0.3
 """So long at most between two claims, and the window grows."""
 _PARALLEL_SENDS = 64
-_LANE_WINDOW = 8
+_LANE_WINDOW = 16
 """Of one lane: a long one leaves room for the others."""
 _LOOK_AHEAD = (1000, 16_000)
 """Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""

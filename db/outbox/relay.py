@@ -198,7 +198,7 @@ class Window:
     """Positions that are claimed already."""
     full_lanes: Sequence[str] = ()
     """Lanes that have enough in flight."""
-    lane_limit: int = 8
+    lane_limit: int = 16
     limit: int = 200
     look_ahead: int = 2000
     """How many of the oldest messages it looks through."""
