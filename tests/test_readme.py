@@ -26,6 +26,14 @@ def curl_lines() -> str:
     return str(block)
 
 
+def test_every_file_that_the_documents_name_is_there() -> None:
+    named = re.compile(r"`(\w[\w-]*(?:/[\w.-]+)*/[\w-]+\.\w+)`")
+    for document in ("README.md", "RUNBOOK.md"):
+        paths = set(named.findall((PROJECT / document).read_text()))
+        assert paths, document
+        assert {path for path in paths if not (PROJECT / path).exists()} == set(), document
+
+
 async def test_the_curl_lines_bring_an_order_to_the_door_and_a_receiver_holds_its_events(receiver: Receiver) -> None:
     with throw_away_directory() as directory:
         data_dir = DataDir(directory / ".data")
