@@ -17,7 +17,7 @@ from api.models import Name, Page, Reasoned, actor, aware_time, time
 from api.problems import not_found
 from api.services import ServicesDep
 from db.assignment import deliveries, rounds, zones
-from db.ops import apart_totals, conflict_totals
+from db.reports import conflicts_report
 
 router = APIRouter(prefix="/api/admin/ops/assignment")
 
@@ -93,15 +93,9 @@ def _show_settings(zone: str, settings: zones.ZoneSettings) -> dict[str, Any]:
 
 @router.get("/conflicts")
 async def list_conflicts(services: ServicesDep) -> dict[str, Any]:
-    """How many attempts lost, by who tried and what they lost to; and what came to nothing without a conflict."""
+    """How many attempts lost, by who tried and what they lost to, in all and by zone; and what lost to nobody."""
     async with services.database.read() as connection:
-        lost = await conflict_totals(connection)
-        apart = await apart_totals(connection)
-    return {"items": [_show_total(row) for row in lost], "notConflicts": [_show_total(row) for row in apart]}
-
-
-def _show_total(row: Row[Any]) -> dict[str, Any]:
-    return {"source": row.source, "kind": row.kind, "total": row.total}
+        return await conflicts_report(connection)
 
 
 @router.get("/attention")

@@ -118,6 +118,10 @@ _CONFLICTS = text("""
     SELECT source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts
     WHERE (kind = ANY(CAST(:apart AS text[]))) = :counted_apart GROUP BY source, kind ORDER BY source, kind
 """)
+_ZONE_CONFLICTS = text("""
+    SELECT zone, source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts
+    WHERE kind <> ALL(CAST(:apart AS text[])) GROUP BY zone, source, kind ORDER BY zone, source, kind
+""")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,11 @@ async def conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
 async def apart_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
     """Attempts that came to nothing and lost to nobody, since the first day, by source and kind."""
     return (await connection.execute(_CONFLICTS, {"apart": list(NoConflict), "counted_apart": True})).all()
+
+
+async def zone_conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """Conflicts since the first day, by zone, source and kind."""
+    return (await connection.execute(_ZONE_CONFLICTS, {"apart": list(NoConflict)})).all()
 
 
 async def status_totals(connection: AsyncConnection, noun: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -15,10 +16,12 @@ from db.inventory import drift
 from db.metrics import metric_families, sample_values
 from db.ops import InvariantCheck
 from db.outbox import failures
+from db.samples import zone_conflicts_before
 from domain.ops import Job, statement_shape
 from domain.outbox import MessageStatus, message_id, rfc3339
 
 _SNAPSHOT_FAILURES = 50
+_WINDOWS = {"lastFiveMinutes": 300, "lastHour": 3600}
 
 
 async def capture(connection: AsyncConnection, grace_seconds: float) -> dict[str, Any]:
@@ -33,6 +36,7 @@ async def capture(connection: AsyncConnection, grace_seconds: float) -> dict[str
         "failures": [{**show_failure(row), "lastError": _error_kind(row.last_error)} for row in failed],
         "drift": await drift_report(connection),
         "invariants": show_invariants(checks),
+        "conflicts": await conflicts_report(connection),
         "health": await health_report(connection),
     }
 
@@ -96,6 +100,44 @@ def show_invariants(checks: Sequence[InvariantCheck]) -> dict[str, Any]:
             for check in checks
         ],
     }
+
+
+# --- conflicts
+
+
+async def conflicts_report(connection: AsyncConnection) -> dict[str, Any]:
+    """How many attempts lost, by who tried and what they lost to, in all and by zone; and what lost to nobody.
+
+    Zones where most were lost lately come first. `zone` is null for what was counted when zones were not; the windows
+    are null where nobody took samples.
+    """
+    before = {name: await zone_conflicts_before(connection, seconds) for name, seconds in _WINDOWS.items()}
+    by_zone: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in await ops.zone_conflict_totals(connection):
+        lately = {
+            name: None if then is None else row.total - then.get((row.zone, row.source, row.kind), 0)
+            for name, then in before.items()
+        }
+        by_zone[row.zone].append({**_show_total(row), **lately})
+    zones: list[dict[str, Any]] = [
+        {"zone": zone or None, **{name: _sum(items, name) for name in ("total", *_WINDOWS)}, "items": items}
+        for zone, items in by_zone.items()
+    ]
+    zones.sort(key=lambda zone: [-(zone[name] or 0) for name in (*_WINDOWS, "total")])
+    return {
+        "items": [_show_total(row) for row in await ops.conflict_totals(connection)],
+        "zones": zones,
+        "notConflicts": [_show_total(row) for row in await ops.apart_totals(connection)],
+    }
+
+
+def _show_total(row: Row[Any]) -> dict[str, Any]:
+    return {"source": row.source, "kind": row.kind, "total": row.total}
+
+
+def _sum(items: Sequence[dict[str, Any]], name: str) -> int | None:
+    values = [item[name] for item in items]
+    return None if None in values else sum(values)
 
 
 # --- health

@@ -24,6 +24,8 @@ BUCKET_SECONDS = 15
 """There is one sample per bucket, whoever takes it."""
 KEPT_SECONDS = 3600
 _LOOK_SECONDS = 5.0
+_BY_ZONE = "zoneConflicts"
+"""Totals by zone, source and kind: only their growth is asked for, of two samples."""
 
 _BUCKET = f"date_bin(make_interval(secs => {BUCKET_SECONDS}), now(), 'epoch')"
 _DUE = text(f"SELECT NOT EXISTS (SELECT FROM metric_samples WHERE at = {_BUCKET})")
@@ -33,8 +35,12 @@ _CLAIM = text(f"""
 _FILL = text('UPDATE metric_samples SET "values" = CAST(:values AS jsonb) WHERE at = :at')
 _FORGET = text(f"DELETE FROM metric_samples WHERE at < now() - make_interval(secs => {KEPT_SECONDS + BUCKET_SECONDS})")
 _READ = text(f"""
-    SELECT CAST(extract(epoch FROM at) AS bigint) AS at, "values" FROM metric_samples
+    SELECT CAST(extract(epoch FROM at) AS bigint) AS at, "values" - '{_BY_ZONE}' AS "values" FROM metric_samples
     WHERE at >= now() - make_interval(secs => {KEPT_SECONDS}) ORDER BY at
+""")
+_READ_ZONE_CONFLICTS = text(f"""
+    SELECT "values"->'{_BY_ZONE}' FROM metric_samples
+    WHERE at >= now() - make_interval(secs => :seconds) AND "values"->'{_BY_ZONE}' IS NOT NULL ORDER BY at LIMIT 1
 """)
 
 
@@ -77,7 +83,7 @@ async def take_sample(connection: AsyncConnection, grace_seconds: float) -> bool
     return True
 
 
-async def _values(connection: AsyncConnection, grace_seconds: float) -> dict[str, float]:
+async def _values(connection: AsyncConnection, grace_seconds: float) -> dict[str, Any]:
     metrics = await ops.read_metrics(connection, grace_seconds)
     drifted = await drift.drift_totals(connection)
     orders = {row.status: row.total for row in metrics.status_counts if row.noun == "orders"}
@@ -93,9 +99,19 @@ async def _values(connection: AsyncConnection, grace_seconds: float) -> dict[str
         "reserved": orders.get("RESERVED", 0),
         "confirmed": orders.get("CONFIRMED", 0),
         "delivered": orders.get("DELIVERED", 0),
+        _BY_ZONE: [[*row] for row in await ops.zone_conflict_totals(connection)],
     }
 
 
 async def read_samples(connection: AsyncConnection) -> Sequence[Row[Any]]:
     """The samples of the last hour, the oldest first: `at` in seconds since the epoch, `values` by name."""
     return (await connection.execute(_READ)).all()
+
+
+async def zone_conflicts_before(connection: AsyncConnection, seconds: int) -> dict[tuple[str, str, str], int] | None:
+    """Conflicts by zone, source and kind as the oldest sample of the last so many seconds (3600 at most) has them.
+
+    None where nobody took a sample.
+    """
+    rows = await connection.scalar(_READ_ZONE_CONFLICTS, {"seconds": float(seconds)})
+    return None if rows is None else {(zone, source, kind): total for zone, source, kind, total in rows}

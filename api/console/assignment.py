@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
@@ -14,11 +15,13 @@ from api.models import Reasoned
 from api.services import ServicesDep
 from db import ops
 from db.assignment import zones
+from db.reports import conflicts_report
 from domain.assignment.states import ZoneMode
 
 router = APIRouter()
 
 _SHOWN = "shown."
+_MOST_ZONES = 10
 
 
 @router.get("/console/assignment")
@@ -28,10 +31,11 @@ async def show_assignment(
     """Who lost to whom, and the zones."""
     after = short_page.after(str)
     async with services.database.read() as connection:
-        conflicts = await ops.conflict_totals(connection)
+        conflicts = await conflicts_report(connection)
         rows = await zones.list_zones(connection, after[0] if after else "", short_page.limit + 1)
     listed = short_page.answer(rows, lambda row: dict(row._mapping), lambda row: (row.zone,))
-    totals = {(row.source, row.kind): row.total for row in conflicts}
+    totals = {(each["source"], each["kind"]): each["total"] for each in conflicts["items"]}
+    lately = [each for each in conflicts["zones"] if each["lastHour"]]
     return page(
         request,
         "assignment.html",
@@ -39,7 +43,14 @@ async def show_assignment(
         sources=sorted({source for source, _ in totals}),
         kinds=sorted({kind for _, kind in totals}),
         totals=totals,
+        lately=[{**each, "most": _most(each["items"])} for each in lately[:_MOST_ZONES]],
+        more_zones=max(0, len(lately) - _MOST_ZONES),
     )
+
+
+def _most(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Who lost most lately, and to what."""
+    return max(items, key=lambda item: (item["lastFiveMinutes"] or 0, item["lastHour"]))
 
 
 @router.get("/console/assignment/{zone}")

@@ -6,7 +6,7 @@ So an attempt that loses has changed nothing, and knows to whom it lost.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as bind
@@ -16,7 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.assignment.counts import count_attempts
+from db.assignment.counts import NO_ZONE, Attempt, count_attempts
 from db.assignment.load import end_assignments, lock_couriers
 from db.assignment.zones import wake_if_waiting
 from db.engine import Database, is_lock_timeout
@@ -47,7 +47,7 @@ class Conflict:
 
 
 _HOLDERS = text("""
-    SELECT delivery_id, courier_id FROM deliveries WHERE delivery_id = ANY(CAST(:delivery_ids AS text[]))
+    SELECT delivery_id, zone, courier_id FROM deliveries WHERE delivery_id = ANY(CAST(:delivery_ids AS text[]))
 """)
 _LOCK = text("""
     SELECT delivery_id, order_id, zone, status, courier_id FROM deliveries
@@ -82,8 +82,9 @@ async def assign(
     look = await _look(connection, pairs, source)
     conflicts: list[Conflict] = []
     given: list[tuple[Row[Any], str]] = []
-    counted: list[ConflictKind | NoConflict] = []
-    apart: list[NoConflict] = [NoConflict.DUPLICATE] * (len(pairs) - len(set(pairs)))
+    counted: list[Attempt] = []
+    again = Counter(pairs) - Counter(set(pairs))
+    apart: list[Attempt] = [(look.deliveries[each].zone, NoConflict.DUPLICATE) for each, _ in again.elements()]
     for delivery_id, courier_id in dict.fromkeys(pairs):
         delivery = look.deliveries[delivery_id]
         verdict = look.judge(delivery, courier_id, force=force)
@@ -91,12 +92,12 @@ async def assign(
             look.room[courier_id] -= 1
             given.append((delivery, courier_id))
         elif verdict is NoConflict.REPLAY:
-            apart.append(verdict)
+            apart.append((delivery.zone, verdict))
         elif verdict is NoConflict.SUPERSEDED:
-            apart.append(verdict)
+            apart.append((delivery.zone, verdict))
             conflicts.append(Conflict(delivery_id, courier_id, ConflictKind.DELIVERY_TAKEN, None))
         elif isinstance(verdict, ConflictKind):
-            counted.append(verdict)
+            counted.append((delivery.zone, verdict))
             conflicts.append(Conflict(delivery_id, courier_id, verdict, delivery.courier_id))
     if not conflicts or partial:
         lost = {each.delivery_id for each in conflicts}
@@ -253,9 +254,16 @@ async def attempt(
 
 async def _lost_the_wait(connection: AsyncConnection, pairs: Pairs, source: AssignmentSource) -> list[Conflict]:
     wanted = {"delivery_ids": [delivery_id for delivery_id, _ in pairs]}
-    holders = {row.delivery_id: row.courier_id for row in await connection.execute(_HOLDERS, wanted)}
-    await count_attempts(connection, source, [ConflictKind.LOCK_TIMEOUT])
+    found = {row.delivery_id: row for row in await connection.execute(_HOLDERS, wanted)}
+    # One attempt: in the first zone, where a route goes through several.
+    zone = next((found[delivery_id].zone for delivery_id, _ in pairs if delivery_id in found), NO_ZONE)
+    await count_attempts(connection, source, [(zone, ConflictKind.LOCK_TIMEOUT)])
     return [
-        Conflict(delivery_id, courier_id, ConflictKind.LOCK_TIMEOUT, holders.get(delivery_id))
+        Conflict(
+            delivery_id,
+            courier_id,
+            ConflictKind.LOCK_TIMEOUT,
+            found[delivery_id].courier_id if delivery_id in found else None,
+        )
         for delivery_id, courier_id in dict.fromkeys(pairs)
     ]

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.assignment.commit import DeliveryMissing
-from db.assignment.counts import count_attempts
+from db.assignment.counts import NO_ZONE, count_attempts
 from db.assignment.load import end_assignments, lock_couriers
 from db.assignment.requeue import expire_offer, refused
 from db.assignment.zones import wake_if_waiting
@@ -195,7 +195,7 @@ async def act(connection: AsyncConnection, delivery_id: str, courier_id: str, ac
     if after is None:
         raise WrongStage(stage)
     if after is stage:
-        await count_attempts(connection, AssignmentSource.COURIER, [NoConflict.REPLAY])
+        await count_attempts(connection, AssignmentSource.COURIER, [(delivery.zone, NoConflict.REPLAY)])
         return False
     await _step(connection, delivery, courier_id, action, after)
     return True
@@ -237,8 +237,9 @@ async def _step(
 # --- couriers who come too late
 
 _LOST = text("""
-    SELECT assignment_id, outcome, lost_counted FROM assignments
-    WHERE delivery_id = :delivery_id AND courier_id = :courier_id AND NOT live
+    SELECT assignment_id, outcome, lost_counted,
+        (SELECT zone FROM deliveries WHERE delivery_id = :delivery_id) AS zone
+    FROM assignments WHERE delivery_id = :delivery_id AND courier_id = :courier_id AND NOT live
     ORDER BY assignment_id DESC LIMIT 1 FOR NO KEY UPDATE
 """)
 _COUNTED = text("UPDATE assignments SET lost_counted = true WHERE assignment_id = :assignment_id")
@@ -266,7 +267,7 @@ async def count_lost(
         kind = NoConflict.SUPERSEDED
     elif action is CourierAction.ACCEPT:
         kind = ConflictKind.LATE_ACCEPT
-    await count_attempts(connection, AssignmentSource.COURIER, [kind])
+    await count_attempts(connection, AssignmentSource.COURIER, [(lost.zone, kind)])
 
 
 async def courier_action(
@@ -278,12 +279,16 @@ async def courier_action(
     except DBAPIError as error:
         if not is_lock_timeout(error):
             raise
-        await database.transact(
-            lambda connection: count_attempts(connection, AssignmentSource.COURIER, [ConflictKind.LOCK_TIMEOUT])
-        )
-        async with database.read() as connection:
-            row = await get_delivery(connection, delivery_id)
-        raise StillLocked(row.courier_id if row is not None else None) from error
+        holder = await database.transact(lambda connection: _lost_the_wait(connection, delivery_id))
+        raise StillLocked(holder) from error
+
+
+async def _lost_the_wait(connection: AsyncConnection, delivery_id: str) -> str | None:
+    """Count it; answer who has the delivery."""
+    row = await get_delivery(connection, delivery_id)
+    zone = row.zone if row is not None else NO_ZONE
+    await count_attempts(connection, AssignmentSource.COURIER, [(zone, ConflictKind.LOCK_TIMEOUT)])
+    return row.courier_id if row is not None else None
 
 
 async def _move(

@@ -101,7 +101,7 @@ assignment_rounds = Table(
     Index("assignment_rounds_newest", "zone", text("round_id DESC")),
 )
 
-# By ConflictKind; and by NoConflict, what is counted apart.
+# By ConflictKind; and by NoConflict, what is counted apart. Without a zone: what was counted before zones were.
 conflict_counts = Table(
     "conflict_counts",
     metadata,
@@ -109,4 +109,5 @@ conflict_counts = Table(
     Column("kind", Text, primary_key=True),
     Column("bucket", SmallInteger, primary_key=True),
     Column("total", BigInteger, nullable=False),
+    Column("zone", Text, primary_key=True, server_default=""),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from db.samples import sample_if_due
+from tests.api.console.desks import logged_in
 from tests.db.fleets import Fleet
 from tests.houses import House
 from tests.receivers import Receiver
@@ -144,8 +146,11 @@ async def test_what_came_to_nothing_without_a_conflict_is_counted_apart(quiet_ho
     for courier in (ada, ada, bob):
         await quiet_house.call("POST", "/api/admin/assignments", {"deliveryId": delivery, "courierId": courier})
     await quiet_house.call("POST", "/api/admin/routes", {"courierId": ada, "deliveryIds": [other, other]})
+    lost = {"source": "manual", "kind": "delivery_taken", "total": 1}
+    unknown = {"lastFiveMinutes": None, "lastHour": None}  # nobody took samples yet
     assert await quiet_house.get("/api/admin/ops/assignment/conflicts") == {
-        "items": [{"source": "manual", "kind": "delivery_taken", "total": 1}],
+        "items": [lost],
+        "zones": [{"zone": "north", "total": 1, **unknown, "items": [{**lost, **unknown}]}],
         "notConflicts": [
             {"source": "manual", "kind": "replay", "total": 1},
             {"source": "route", "kind": "duplicate", "total": 1},
@@ -154,3 +159,35 @@ async def test_what_came_to_nothing_without_a_conflict_is_counted_apart(quiet_ho
     assert await quiet_house.metric('ops_assignment_conflicts_total{kind="delivery_taken",source="manual"}') == 1
     metrics = (await quiet_house.call("GET", "/api/admin/ops/metrics")).text
     assert 'kind="replay"' not in metrics
+
+
+async def test_the_zone_where_most_is_lost_now_comes_first_however_much_others_lost_before(quiet_house: House) -> None:
+    await quiet_house.sql(
+        "INSERT INTO conflict_counts (zone, source, kind, bucket, total) VALUES ('north', 'auto', 'capacity', 0, 900),"
+        " ('', 'auto', 'capacity', 0, 50), ('south', 'auto', 'replay', 0, 7)"
+    )
+    assert await sample_if_due(quiet_house.database, 5)
+    await quiet_house.sql("UPDATE metric_samples SET at = at - interval '50 minutes'")
+    await quiet_house.sql("UPDATE conflict_counts SET total = 940 WHERE zone = 'north'")
+    await eventually(lambda: sample_if_due(quiet_house.database, 5))
+    await quiet_house.sql(
+        "INSERT INTO conflict_counts (zone, source, kind, bucket, total) VALUES"
+        " ('south', 'manual', 'delivery_taken', 3, 4), ('south', 'manual', 'delivery_taken', 9, 5)"
+    )
+    report = await quiet_house.get("/api/admin/ops/assignment/conflicts")
+    figures = ("zone", "lastFiveMinutes", "lastHour", "total")
+    assert [[zone[each] for each in figures] for zone in report["zones"]] == [
+        ["south", 9, 9, 9],
+        ["north", 0, 40, 940],
+        [None, 0, 0, 50],
+    ]
+    [lost] = report["zones"][0]["items"]
+    assert lost == {"source": "manual", "kind": "delivery_taken", "total": 9, "lastFiveMinutes": 9, "lastHour": 9}
+    assert [each["total"] for each in report["items"]] == [990, 9]
+    assert await quiet_house.metric('ops_assignment_conflicts_total{kind="capacity",source="auto"}') == 990
+    async with logged_in(quiet_house) as desk:
+        page = await desk.get("/assignment")
+        assert "by manual: delivery taken" in page
+        assert page.index('id="mend-south"') < page.index('id="mend-north"')
+        assert 'id="conflicts-"' not in page  # nothing lately
+        assert "zoneConflicts" not in (await desk.http.get("/console/charts")).text

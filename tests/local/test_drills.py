@@ -216,9 +216,11 @@ def test_conflicts_fall_with_fewer_rounds_and_a_wider_window(watch: Watch) -> No
     watch.staged("conflicts")
     racing = watch.conflicts_a_second()
     assert racing > 0
-    items = watch.run(title, "assignment/conflicts")["items"]
-    assert sum(item["total"] for item in items) > 30
-    watch.run(title, "PATCH", zone="drill-conflicts")
+    report = watch.run(title, "assignment/conflicts")
+    assert sum(item["total"] for item in report["items"]) > 30
+    zone = report["zones"][0]["zone"]
+    assert zone == "drill-conflicts"
+    watch.run(title, "PATCH", zone=zone)
 
     wait_until(lambda: watch.conflicts_a_second() < racing / 3, STAGED_SECONDS)
     watch.cleared("conflicts")

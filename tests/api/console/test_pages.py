@@ -44,7 +44,10 @@ async def fill(house: House) -> tuple[str, str]:
     _, event_id = await failed(house, HOSTILE)
     await house.sql("UPDATE outbox_endpoints SET open_until = now(), last_error = :hostile", hostile=HOSTILE)
     await house.sql("UPDATE products SET reserved = reserved + 2")
-    await house.sql("INSERT INTO conflict_counts VALUES ('auto', 'capacity', 0, 3)")
+    await house.sql("INSERT INTO conflict_counts VALUES ('auto', 'capacity', 0, 3, 'north')")
+    await house.sql(
+        "INSERT INTO metric_samples (at, \"values\") VALUES (now() - interval '1 minute', '{\"zoneConflicts\": []}')"
+    )
     await house.sql(
         "INSERT INTO reconciliations (operation_id, dry_run, actor, reason, status)"
         " VALUES ('op-1', true, 'admin', :hostile, 'DONE')",
@@ -104,7 +107,7 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
             "/reservations": ("o-1", "1 h 00 min", "Temporal does not answer", "none is alive"),
             "/inventory": ("+2", "1 product drifted", "none is alive"),
             f"/inventory/reconcile/{operation_id}": ("Apply to 1 product", shown(HOSTILE)),
-            "/assignment": ("capacity", "north", "need attention in north"),
+            "/assignment": ("capacity", "need attention in north", "Knobs of </span>north", "by auto: capacity"),
             "/assignment/north": ("Batch window", "none is alive", "/console/rounds?zone=north"),
             "/rounds": ("r-1", "north", "1.5"),
             "/rounds?zone=south": ("No round is kept of zone south.",),

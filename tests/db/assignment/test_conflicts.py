@@ -81,6 +81,7 @@ async def test_who_waits_too_long_for_a_lock_has_lost_and_is_counted_by_source(f
     assert told == [("lock_timeout", holder) for holder in holders[:3]]
     assert not accepted
     assert await fleet.conflicts() == {f"{each} lock_timeout": 1 for each in AssignmentSource}
+    assert await fleet.sql("SELECT DISTINCT zone FROM conflict_counts") == [("north",)]
     await fleet.holds_together()
 
 
@@ -102,6 +103,32 @@ async def test_a_route_that_loses_changes_nothing_and_is_one_loser(fleet: Fleet)
     assert await fleet.status(free) == ("ASSIGNED", ada)
     assert await fleet.sql("SELECT pinned FROM deliveries WHERE delivery_id = :d", d=own) == [(True,)]
     assert await fleet.conflicts() == {"route delivery_taken": 3}
+
+
+async def test_each_loser_is_counted_in_the_zone_of_the_delivery_that_it_lost(fleet: Fleet) -> None:
+    [north], [south, other] = await fleet.deliveries(1), await fleet.deliveries(2, "south", prefix="s")
+    ada, bob = await fleet.couriers(2)
+    for delivery in (north, south):
+        await fleet.give(delivery, bob)
+        await fleet.give(delivery, ada)
+    pairs = [(delivery, ada) for delivery in (south, north, other, other)]
+    await fleet.database.transact(lambda c: commit.assign(c, pairs, ROUTE, partial=True))
+    await fleet.offer(north, bob)
+    await fleet.sql("UPDATE assignments SET live = false, outcome = 'taken_over' WHERE delivery_id = :d", d=south)
+    await fleet.sql("UPDATE deliveries SET courier_id = :ada WHERE delivery_id = :d", ada=ada, d=south)
+    assert not await fleet.act(south, bob, CourierAction.PICKUP)
+    counted = await fleet.sql(
+        "SELECT zone, source, kind, CAST(sum(total) AS int) FROM conflict_counts GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    )
+    assert [" ".join(map(str, row)) for row in counted] == [
+        "north auto replay 1",
+        "north manual delivery_taken 1",
+        "north route delivery_taken 1",
+        "south courier delivery_taken 1",
+        "south manual delivery_taken 1",
+        "south route delivery_taken 1",
+        "south route duplicate 1",
+    ]
 
 
 async def test_a_person_takes_over_an_offer_and_its_courier_is_free_at_once(fleet: Fleet) -> None:

@@ -1,0 +1,15 @@
+"""What admins see and do: conflicts by zone."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    op.add_column("conflict_counts", sa.Column("zone", sa.Text(), server_default="", nullable=False))
+    op.drop_constraint(op.f("conflict_counts_pkey"), "conflict_counts")
+    op.create_primary_key(op.f("conflict_counts_pkey"), "conflict_counts", ["source", "kind", "bucket", "zone"])
