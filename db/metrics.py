@@ -32,6 +32,11 @@ def metric_families(metrics: Metrics, drift: Row[Any], invariants: Sequence[Inva
         "Deliveries that have no courier yet.",
         metrics.values.pending_deliveries,
     )
+    yield _gauge(
+        "ops_assignment_needs_attention_deliveries",
+        "Deliveries that need a person: nobody accepted, or their courier went offline with them.",
+        metrics.values.deliveries_needing_attention,
+    )
     conflicts = CounterMetricFamily(
         "ops_assignment_conflicts", "Attempts to assign that lost to somebody else's.", labels=["source", "kind"]
     )

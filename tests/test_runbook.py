@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
+from domain.assignment.states import CourierAction
 from local.drills.__main__ import DRILLS
 from settings import Settings
 from tests import runbook
@@ -27,6 +28,7 @@ def _openapi() -> dict[str, Any]:
     settings = Settings(client_token=TOKENS["client"], courier_token=TOKENS["courier"], admin_token=TOKENS["admin"])
     described = create_app(settings).openapi()
     paths = {re.sub(r"\{\w+\}", "{}", path): methods for path, methods in described["paths"].items()}
+    paths |= {f"/api/deliveries/{{}}/{action}": paths["/api/deliveries/{}/{}"] for action in CourierAction}
     return {**described, "paths": paths}
 
 

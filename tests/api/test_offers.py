@@ -12,6 +12,7 @@ from tests.receivers import Receiver
 from tests.waiting import eventually
 
 SETTINGS = "/api/admin/ops/assignment/settings/north"
+ATTENTION = "ops_assignment_needs_attention_deliveries"
 
 
 async def test_an_offer_that_nobody_takes_in_time_goes_to_the_next_courier_and_then_to_a_person(
@@ -35,6 +36,7 @@ async def test_an_offer_that_nobody_takes_in_time_goes_to_the_next_courier_and_t
     assert given_up["timeline"][-1]["reason"] == "max_offers: 2 couriers were asked in vain"
     [listed] = (await house.get("/api/admin/ops/assignment/attention?zone=north"))["items"]
     assert listed == given_up
+    assert await house.metric(ATTENTION) == 1
     late = await house.act(delivery_id, "accept", "ada")
     assert (late.status_code, late.json()["type"], late.json()["holder"]) == (
         409,
@@ -49,6 +51,7 @@ async def test_an_offer_that_nobody_takes_in_time_goes_to_the_next_courier_and_t
     for _ in range(2):
         back = await house.call("POST", requeue, {"reason": "eve comes on"})
         assert (back.status_code, back.json()["status"]) == (200, "PENDING")
+    assert await house.metric(ATTENTION) == 0
     audited = [each for each in (await house.get("/api/admin/ops/actions"))["items"] if "requeue" in each["action"]]
     assert [(each["actor"], each["reason"]) for each in audited] == [("admin", "eve comes on")]
     await house.courier("eve")
@@ -87,7 +90,10 @@ async def test_a_declined_offer_and_a_courier_gone_offline_wake_the_zone_at_once
     await house.courier("ada", online=False)
     carried = await house.get(f"/api/deliveries/{delivery_id}")
     assert (carried["status"], carried["courierId"], carried["attention"]) == ("PICKED_UP", "ada", "courier_offline")
-    assert (await house.act(delivery_id, "complete", "ada")).json()["attention"] is None
+    assert await house.metric(ATTENTION) == 1
+    completed = await house.call("POST", f"/api/deliveries/{delivery_id}/complete", {"courierId": "ada"})
+    assert (completed.json()["status"], completed.json()["attention"]) == ("DELIVERED", None)
+    assert await house.metric(ATTENTION) == 0
     await house.invariants_hold()
 
 

@@ -7,7 +7,7 @@ from temporalio.client import Client
 
 from tests.houses import House, open_house
 
-# The contract's names, as Prometheus shows them.
+# The contract's names, and those that it allows beside them, as Prometheus shows them.
 NAMES = {
     "ops_outbox_backlog_size",
     "ops_outbox_oldest_pending_seconds",
@@ -22,6 +22,7 @@ NAMES = {
     "ops_inventory_stuck_reservations",
     "ops_inventory_reserved_stock_drift_products",
     "ops_inventory_reserved_stock_drift_qty_total",
+    "ops_assignment_needs_attention_deliveries",
     "ops_assignment_pending_deliveries",
     "ops_orders",
     "ops_invariant_violations",

@@ -44,6 +44,15 @@ async def test_overdue_holds_are_found_by_their_deadline_among_all_that_are_held
     assert [scan for scan in found if "expires_at <" not in (scan.condition or "")] == []
 
 
+@pytest.mark.parametrize("view", ["metrics", "overview"])
+async def test_deliveries_that_need_a_person_are_counted_by_an_index_of_them_alone(
+    old_shop: AsyncEngine, view: str
+) -> None:
+    found = [scan for scan in await scans(old_shop, VIEWS[view]) if "NEEDS_ATTENTION" in scan.statement]
+    counted = {scan.index for scan in found if scan.table == "deliveries"} - {None}
+    assert "deliveries_needing_attention" in counted
+
+
 async def test_whoever_writes_an_event_looks_the_address_up_by_the_orders_key(old_shop: AsyncEngine) -> None:
     async def write(connection: AsyncConnection) -> None:
         await notifications.switch_email(connection, on=True)
