@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from api.models import Page, Reasoned, actor, aware_time, time
 from api.problems import Problem, not_found
-from api.services import ServicesDep
+from api.services import Services, ServicesDep
 from db import snapshots
 from domain.ids import new_id
 from domain.ops import SnapshotStatus
@@ -52,12 +52,18 @@ async def list_snapshots(services: ServicesDep, page: Annotated[Page, Depends()]
 @router.get("/{snapshot_id}")
 async def get_snapshot(snapshot_id: str, services: ServicesDep, response: Response) -> dict[str, Any]:
     """A snapshot with what it captured; a browser saves it as a file."""
+    found = await read_snapshot(snapshot_id, services)
+    if found["status"] == SnapshotStatus.DONE:
+        response.headers["Content-Disposition"] = f'attachment; filename="waybill-snapshot-{snapshot_id}.json"'
+    return found
+
+
+async def read_snapshot(snapshot_id: str, services: Services) -> dict[str, Any]:
+    """A snapshot with what it captured, once it has. Raises the problem of one that does not exist."""
     async with services.database.read() as connection:
         row = await snapshots.get_snapshot(connection, snapshot_id)
     if row is None:
         raise not_found("snapshot")
-    if row.status == SnapshotStatus.DONE:
-        response.headers["Content-Disposition"] = f'attachment; filename="waybill-snapshot-{snapshot_id}.json"'
     workflow = services.workflow_link(services.names.snapshot(snapshot_id))
     return {**_show_snapshot(row), "workflow": workflow, **(row.content or {})}
 

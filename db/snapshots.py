@@ -25,6 +25,11 @@ _LIST = text("""
     WHERE CAST(:after_time AS timestamptz) IS NULL OR (created_at, snapshot_id) < (:after_time, :after_id)
     ORDER BY created_at DESC, snapshot_id DESC LIMIT :limit
 """)
+_BEFORE = text("""
+    SELECT * FROM snapshots WHERE status = 'DONE' AND (created_at, snapshot_id) <
+        (SELECT created_at, snapshot_id FROM snapshots WHERE snapshot_id = :snapshot_id)
+    ORDER BY created_at DESC, snapshot_id DESC LIMIT 1
+""")
 
 
 async def begin_snapshot(connection: AsyncConnection, snapshot_id: str, *, actor: str, reason: str | None) -> None:
@@ -53,6 +58,11 @@ async def fail_snapshot(connection: AsyncConnection, snapshot_id: str) -> None:
 async def get_snapshot(connection: AsyncConnection, snapshot_id: str) -> Row[Any] | None:
     """One snapshot with its content, which is null unless it is DONE."""
     return (await connection.execute(_GET, {"snapshot_id": snapshot_id})).one_or_none()
+
+
+async def snapshot_before(connection: AsyncConnection, snapshot_id: str) -> Row[Any] | None:
+    """The last one that was captured before a snapshot, with its content."""
+    return (await connection.execute(_BEFORE, {"snapshot_id": snapshot_id})).one_or_none()
 
 
 async def list_snapshots(

@@ -22,6 +22,7 @@ from api.console import (
     replays,
     reservations,
     rounds,
+    snapshots,
     webhooks,
 )
 from api.console.door import Door, require_csrf_token
@@ -41,6 +42,7 @@ _ROOMS = (
     attention,
     orders,
     webhooks,
+    snapshots,
     actions,
 )
 

@@ -19,6 +19,7 @@ _PAGES = {
     "zone": "/console/assignment/",
     "reconciliation": "/console/inventory/reconcile/",
     "replays": "/console/replays/",
+    "snapshot": "/console/snapshots/",
 }
 """Where a target is shown, by its kind."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, Page, expect
@@ -31,6 +33,8 @@ PAGES = (
     "/orders",
     "/orders/o-1",
     "/webhooks",
+    "/snapshots",
+    "/snapshots/s-2",
     "/actions",
     "/nothing",
 )
@@ -74,8 +78,24 @@ async def test_by_keyboard_alone_drift_is_reconciled_a_knob_changed_and_an_order
         await page.keyboard.type("k-1")
         await follow(page, "Find", f"Order {order_id[:8]}")
         await expect(page.locator("#timeline")).to_contain_text("order reserved")
+
+        await follow(page, "Snapshots", "Snapshots")
+        await tab_to(page, "Reason (optional)")
+        await page.keyboard.type("after the drill")
+        await follow(page, "Take it", "Snapshot")
+        await expect(page.get_by_role("status").first).to_contain_text("Every invariant held.")
+        await tab_to(page, "Save all of it")
+        async with page.expect_download() as saving:
+            await page.keyboard.press("Enter")
+        saved = _read(await (await saving.value).path())
+        assert (saved["reason"], saved["drift"]["items"]) == ("after the drill", [])
+        assert (await saving.value).suggested_filename == f"waybill-snapshot-{saved['snapshotId']}.json"
     reasons = {action["reason"] for action in await actions(house, "inventory.reconcile")}
     assert reasons == {"a drill", "as the dry run said"}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 async def test_by_keyboard_alone_a_poisoned_event_is_fixed_and_replayed(

@@ -82,6 +82,22 @@ async def fill(house: House) -> tuple[str, str]:
         pairs=json.dumps([{**pair, "delivery_id": each} for each in ("d-1", "d-2")]),
         losers=json.dumps([lost]),
     )
+    checks = [{"name": "stock_not_negative", "ok": False, "violations": 1, "sample": [HOSTILE]}]
+    for snapshot_id, orders in (("s-1", 1), ("s-2", 3)):
+        content = {
+            "capturedAt": "2026-01-02T03:04:05Z",
+            "metrics": {'ops_orders{status="RESERVED"}': orders, "ops_outbox_backlog_size": 0},
+            "invariants": {"ok": False, "checks": checks},
+            "health": {"hostile": HOSTILE},
+        }
+        await house.sql(
+            "INSERT INTO snapshots (snapshot_id, reason, status, content)"
+            " VALUES (:id, :hostile, 'DONE', CAST(:content AS jsonb))",
+            id=snapshot_id,
+            hostile=HOSTILE,
+            content=json.dumps(content),
+        )
+    await house.sql("INSERT INTO snapshots (snapshot_id) VALUES ('s-3')")
     return event_id, "op-1"
 
 
@@ -125,6 +141,15 @@ async def test_every_page_shows_its_rows_with_every_worker_and_temporal_down(
             "/orders": ("o-1", shown(HOSTILE), f"{installation}-order-o-1"),
             "/orders/o-1": ("RESERVED", f"needs attention: {shown(HOSTILE)}", "Timeline"),
             "/webhooks": ("shop", "open", shown(HOSTILE), "Send again"),
+            "/snapshots/s-3": ("It is being captured.", "/console/snapshots/s-2"),
+            "/snapshots": ("DONE", "s-2", shown(HOSTILE), "none is alive"),
+            "/snapshots/s-2": (
+                shown(HOSTILE),
+                "1 invariant broken",
+                "+2</td>",
+                "/console/snapshots/s-1",
+                "Save all of it",
+            ),
             "/actions": ("webhook.put", shown(HOSTILE), "Before, after"),
         }
         async with logged_in(house) as desk:
@@ -146,6 +171,7 @@ _LISTS = (
     "/attention",
     "/orders",
     "/webhooks",
+    "/snapshots",
     "/actions",
 )
 
@@ -260,6 +286,8 @@ async def test_mistakes_are_answered_with_pages(quiet_house: House) -> None:
             ("/rounds?zone=a%20b", 200, "No round is kept of zone a b."),
             (f"/attention?zone={'x' * 65}", 422, "at most 64 characters"),
             ("/replays/nope", 404, "There is no such operation."),
+            ("/snapshots/nope", 404, "There is no such snapshot."),
+            ("/snapshots/nope/file", 404, "There is no such snapshot."),
             ("/inventory/reconcile/nope", 404, "There is no such reconciliation."),
             ("/orders?cursor=nope", 422, "The cursor is not one that this list gave out."),
             ("/failures?status=nope", 422, "There is no message status of that name."),
