@@ -76,6 +76,12 @@ def unavailable(slug: str, title: str, detail: str | None = None, **members: Any
     return Problem(503, slug, title, detail, members=members, headers=headers)
 
 
+def database_unavailable(request: Request, error: Exception) -> Problem:
+    """PostgreSQL did not answer a call, for the moment."""
+    log.warning("database unavailable", path=request.scope["path"], error=error_code(error))
+    return unavailable("database-unavailable", "The database does not answer at the moment.")
+
+
 _HTTP_PROBLEMS = {
     400: ("bad-request", "The request cannot be read."),
     404: ("not-found", "There is nothing at this address."),
@@ -112,8 +118,7 @@ def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Re
     async def on_database_error(request: Request, error: Exception) -> Response:
         if not is_passing(error):
             return await on_bug(request, error)
-        log.warning("database unavailable", path=request.scope["path"], error=error_code(error))
-        return show(request, unavailable("database-unavailable", "The database does not answer at the moment."))
+        return show(request, database_unavailable(request, error))
 
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, on_database_error)

@@ -28,6 +28,7 @@ from api.console import (
 from api.console.door import Door, require_csrf_token
 from api.console.pages import STATIC, show_problem
 from api.console.session import Sessions
+from api.console.throttle import Throttle
 from api.problems import install_problem_handlers
 
 _ROOMS = (
@@ -58,6 +59,7 @@ def create_console(admin_token: str, installation: str) -> FastAPI:
     )
     sessions = Sessions(admin_token, installation)
     console.state.sessions = sessions
+    console.state.throttle = Throttle()
     console.state.installation = installation
     console.mount(STATIC.rstrip("/"), StaticFiles(directory=Path(__file__).parent / "static"))
     for room in _ROOMS:

@@ -13,7 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import Role, refuse_nul
 from api.console.pages import LOGIN, STATIC, is_htmx, show_problem
 from api.console.session import Session, Sessions
-from api.problems import Problem
+from api.problems import Problem, database_unavailable
+from api.services import Services
+from db.engine import DATABASE_ERRORS, is_passing
+from db.sessions import is_ended
 
 CSRF_FIELD = "csrf"
 _SAFE_METHODS = ("GET", "HEAD")
@@ -41,13 +44,14 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await (self._refusal(Request(scope)) or self._app)(scope, receive, send)
+        await (await self._refusal(Request(scope)) or self._app)(scope, receive, send)
 
-    def _refusal(self, request: Request) -> Response | None:
+    async def _refusal(self, request: Request) -> Response | None:
         path = request.scope["path"]
-        session = self._sessions.find(request.cookies.get(self._sessions.cookie))
-        request.state.session = session
+        request.state.session = None
         try:
+            session = await self._session(request)
+            request.state.session = session
             refuse_nul(request.scope)
             if request.method not in _SAFE_METHODS:
                 _refuse_other_sites(request)
@@ -60,6 +64,21 @@ class Door:
         if path in (LOGIN, "/console") or path.startswith(STATIC):
             return None
         return _to_login(request)
+
+    async def _session(self, request: Request) -> Session | None:
+        """The session of the call, unless somebody logged out of it. What is shipped as it is asks nobody."""
+        session = self._sessions.find(request.cookies.get(self._sessions.cookie))
+        if session is None or request.scope["path"].startswith(STATIC):
+            return session
+        services: Services = request.app.state.services
+        try:
+            async with services.database.read() as connection:
+                ended = await is_ended(connection, session.session_id)
+        except DATABASE_ERRORS as error:
+            if not is_passing(error):
+                raise
+            raise database_unavailable(request, error) from error
+        return None if ended else session
 
 
 class Guarded:

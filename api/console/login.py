@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from api.console.pages import LOGIN, page
-from api.console.session import SESSION_SECONDS, Sessions
+from api.console.session import SESSION_SECONDS, Session, Sessions
+from api.console.throttle import Throttle
+from api.services import ServicesDep
+from db.sessions import end_session
 
 router = APIRouter()
 
@@ -22,9 +26,9 @@ async def show_login(request: Request) -> Response:
     return login_page(request, request.query_params.get("next", ""))
 
 
-def login_page(request: Request, wanted: str, *, wrong: bool = False) -> Response:
-    """The login; `wanted`: the page that was asked for."""
-    return page(request, "login.html", 401 if wrong else 200, wanted=_own(wanted), wrong=wrong)
+def login_page(request: Request, wanted: str, http_status: int = 200, *, wrong: str = "") -> Response:
+    """The login; `wanted`: the page that was asked for, `wrong`: why nobody was let in."""
+    return page(request, "login.html", http_status, wanted=_own(wanted), wrong=wrong)
 
 
 def _own(address: str) -> str:
@@ -40,7 +44,7 @@ async def log_in(request: Request) -> Response:
     form = await request.form()
     token, wanted = str(form.get("token", "")).strip(), str(form.get("next", ""))
     if not sessions.is_admin_token(token):
-        return login_page(request, wanted, wrong=True)
+        return _refused(request, wanted)
     answer = RedirectResponse(_own(wanted), 303)
     answer.set_cookie(
         sessions.cookie,
@@ -54,10 +58,23 @@ async def log_in(request: Request) -> Response:
     return answer
 
 
+def _refused(request: Request, wanted: str) -> Response:
+    throttle: Throttle = request.app.state.throttle
+    seconds = throttle.wrong(request.client.host if request.client else "")
+    if seconds is None:
+        return login_page(request, wanted, 401, wrong="This is not the admin token.")
+    wrong = f"This is not the admin token, and too many wrong ones came from your address: wait {seconds} s."
+    answer = login_page(request, wanted, 429, wrong=wrong)
+    answer.headers["Retry-After"] = str(seconds)
+    return answer
+
+
 @router.post("/console/logout")
-async def log_out(request: Request) -> Response:
-    """End this browser's session."""
+async def log_out(request: Request, services: ServicesDep) -> Response:
+    """End this session, in whatever browser somebody has its cookie."""
     sessions: Sessions = request.app.state.sessions
+    session: Session = request.state.session
+    await services.database.transact(partial(end_session, session_id=session.session_id, expires_at=session.expires_at))
     answer = RedirectResponse(LOGIN, 303)
     answer.delete_cookie(sessions.cookie, path="/console", httponly=True, samesite="strict")
     return answer

@@ -1,6 +1,7 @@
 """Who is logged in at the console: a cookie signed with a key made from the admin token.
 
-Nothing is kept on the server, so any API process can check it; another admin token ends every session.
+Any API process can check it; another admin token ends every session. Only those that somebody logged out of are kept
+(`db/sessions.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hmac
 import secrets
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 SESSION_SECONDS = 12 * 3600
 
@@ -18,6 +20,8 @@ class Session:
     """An admin's session; its forms carry `csrf_token`, which other sites cannot know."""
 
     csrf_token: str = field(repr=False)
+    session_id: str
+    expires_at: datetime
 
 
 class Sessions:
@@ -39,13 +43,14 @@ class Sessions:
         return f"{claim}.{self._sign('session', claim)}"
 
     def find(self, cookie: str | None) -> Session | None:
-        """The session of a cookie; None for one that is forged or over."""
+        """The session of a cookie; None for one that is forged or over. Whether it was ended, the rows know."""
         claim, _, signature = (cookie or "").rpartition(".")
         if not hmac.compare_digest(self._sign("session", claim).encode(), signature.encode(errors="replace")):
             return None
-        if int(claim.partition(".")[0]) <= time.time():
+        expires_at, _, session_id = claim.partition(".")
+        if int(expires_at) <= time.time():
             return None
-        return Session(self._sign("form", claim))
+        return Session(self._sign("form", claim), session_id, datetime.fromtimestamp(int(expires_at), UTC))
 
     def _sign(self, purpose: str, claim: str) -> str:
         return hmac.digest(self._key, f"{purpose}.{claim}".encode(errors="replace"), "sha256").hex()

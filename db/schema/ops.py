@@ -73,6 +73,14 @@ metric_samples = Table(
     PrimaryKeyConstraint("at"),
 )
 
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    # Of the console, by logging out; kept until their cookies are worth nothing anyway.
+    Column("session_id", Text, primary_key=True),
+    time("expires_at", nullable=False),
+)
+
 snapshots = Table(
     "snapshots",
     metadata,

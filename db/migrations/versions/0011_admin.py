@@ -1,4 +1,4 @@
-"""What admins see and do: conflicts by zone."""
+"""What admins see and do: conflicts by zone, and sessions of the console that were ended."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def upgrade() -> None:
     op.add_column("conflict_counts", sa.Column("zone", sa.Text(), server_default="", nullable=False))
     op.drop_constraint(op.f("conflict_counts_pkey"), "conflict_counts")
     op.create_primary_key(op.f("conflict_counts_pkey"), "conflict_counts", ["source", "kind", "bucket", "zone"])
+    op.create_table(
+        "ended_sessions",
+        sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("session_id", name=op.f("ended_sessions_pkey")),
+    )

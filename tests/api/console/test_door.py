@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import httpx
 from structlog.testing import capture_logs
+from temporalio.client import Client
 
 from api.console import create_console
 from api.console.door import Guarded
 from api.console.session import Sessions
+from api.console.throttle import Throttle
 from tests.api.console.desks import actions, logged_in
-from tests.houses import TOKENS, House
+from tests.houses import TOKENS, House, open_house
 
 
 def addresses(method: str) -> Iterator[str]:
@@ -140,12 +142,61 @@ async def test_no_form_is_taken_from_another_site(quiet_house: House) -> None:
     assert len(await actions(quiet_house, "assignment.settings")) == 1
 
 
-async def test_logging_out_ends_the_session_in_this_browser(quiet_house: House) -> None:
-    async with logged_in(quiet_house) as desk:
-        assert "Admin token" not in await desk.get("")
+async def test_logging_out_ends_the_session_whoever_has_its_cookie_and_at_every_api_process(
+    quiet_house: House, client: Client
+) -> None:
+    settings = quiet_house.settings
+    elsewhere = open_house(settings.database_url or "", client, settings.installation, worker=False)
+    async with logged_in(quiet_house) as desk, logged_in(quiet_house) as other, elsewhere as second:
+        stolen = {"Cookie": "; ".join(f"{name}={value}" for name, value in desk.http.cookies.items())}
+        for house in (quiet_house, second):
+            assert (await house.http.get("/console/orders", headers=stolen)).status_code == 200
         answer = await desk.post("/logout")
         assert (answer.status_code, answer.headers["location"]) == (303, "/console/login")
         assert "Admin token" in await desk.get("")
+        for house in (quiet_house, second):
+            assert (await house.http.get("/console/orders", headers=stolen)).status_code == 303
+            news = await house.http.get("/console/badges", headers={**stolen, "HX-Request": "true"})
+            assert (news.status_code, "The session is over" in news.text) == (401, True)
+        forged = await quiet_house.http.post("/console/cross-check", data={"reason": "x"}, headers=stolen)
+        assert forged.headers["location"].startswith("/console/login")
+        assert "Orders" in await other.get("/orders")  # a session of somebody else's
+
+
+async def test_ended_sessions_are_forgotten_once_they_would_be_over_anyway(quiet_house: House) -> None:
+    await quiet_house.sql(
+        "INSERT INTO ended_sessions VALUES ('old', now() - interval '25 hours'), ('new', now() - interval '1 hour')"
+    )
+    async with logged_in(quiet_house) as desk:
+        await desk.post("/logout")
+    kept = await quiet_house.sql("SELECT session_id, expires_at < now() + interval '12 hours' FROM ended_sessions")
+    assert len(kept) == 2
+    assert ("old", True) not in kept
+    assert {within for _, within in kept} == {True}
+
+
+async def test_an_address_that_tries_many_wrong_tokens_is_told_to_wait_and_no_other_is_nor_who_has_the_right_one(
+    quiet_house: House,
+) -> None:
+    guesses = [await log_in(quiet_house, f"guess {number}") for number in range(12)]
+    assert [answer.status_code for answer in guesses] == [401] * 10 + [429] * 2
+    assert 0 < int(guesses[-1].headers["retry-after"]) <= 60
+    assert "too many wrong ones came from your address: wait" in guesses[-1].text
+    assert "set-cookie" not in guesses[-1].headers
+    elsewhere = await log_in(quiet_house, "guess", **{"X-Forwarded-For": "192.0.2.7"})
+    assert elsewhere.status_code == 401
+    assert (await log_in(quiet_house, TOKENS["admin"])).status_code == 303
+
+
+def test_after_a_minute_wrong_tokens_are_counted_anew() -> None:
+    now = 1000.0
+    throttle = Throttle(lambda: now)
+    told = [throttle.wrong("192.0.2.7") for _ in range(11)]
+    assert told == [None] * 10 + [60]
+    now += 59.5
+    assert throttle.wrong("192.0.2.7") == 1
+    now += 0.5
+    assert throttle.wrong("192.0.2.7") is None
 
 
 async def test_every_answer_tells_browsers_to_load_frame_and_keep_nothing(quiet_house: House) -> None:

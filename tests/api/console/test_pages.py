@@ -307,7 +307,9 @@ async def test_with_the_database_down_who_logs_in_is_told_so(client: Client) -> 
     app = create_app(settings, client)
     caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://console")
     async with app.router.lifespan_context(app), caller as http:
+        assert (await http.get("/console/login")).status_code == 200
         assert (await http.post("/console/login", data={"token": TOKENS["admin"]})).status_code == 303
+        assert (await http.get("/console/static/console.css")).status_code == 200
         for headers in ({}, {"HX-Request": "true"}):
             answer = await http.get("/console", headers=headers)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
