@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
 from temporalio.client import (
     Client,
     Schedule,
@@ -16,6 +17,7 @@ from temporalio.client import (
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleSpec,
+    ScheduleState,
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
@@ -23,7 +25,10 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from domain.ids import CROSS_CHECK_WORKFLOW, RELAY_WORKFLOW, RETENTION_WORKFLOW, SWEEP_WORKFLOW, Names
+from domain.ops import pause_is_over
 from domain.outbox import SHARDS
+
+log = structlog.get_logger(__name__)
 
 _DATABASE_MEMO = "database_id"
 _RETENTION_SECONDS = 3600
@@ -75,7 +80,7 @@ async def start_standing(client: Client, names: Names, standing: Standing) -> No
 
 
 async def ensure_standing(client: Client, names: Names, standing: Standing) -> None:
-    """Start what does not run and make what is not there. Doing it again changes nothing."""
+    """Start what does not run, make what is not there, end pauses that are over. Doing it again changes nothing."""
     for shard in range(SHARDS):
         await client.start_workflow(
             RELAY_WORKFLOW,
@@ -122,7 +127,11 @@ async def _ensure_schedule(
     )
 
     async def renew(found: ScheduleUpdateInput) -> ScheduleUpdate:
-        schedule.state = found.description.schedule.state  # an operator may have paused it
+        state = found.description.schedule.state  # an operator may have paused it
+        if state.paused and pause_is_over(state.note, datetime.now(UTC)):
+            state = ScheduleState(note="its pause was over")
+            log.info("paused schedule goes on", schedule_id=schedule_id)
+        schedule.state = state
         return ScheduleUpdate(schedule)
 
     try:

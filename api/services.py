@@ -37,6 +37,8 @@ class Services:
     names: Names
     temporal_ui_url: str | None
     hold_seconds: int
+    sweep_seconds: int
+    cross_check_seconds: int
     sweep_grace_seconds: int
     webhook_allow_private: bool
     solver: Solver

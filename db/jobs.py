@@ -24,7 +24,10 @@ _FAILED = text("""
     UPDATE job_runs SET last_error = :error, last_error_at = clock_timestamp(), failed_total = failed_total + 1
     WHERE job = :job
 """)
-_READ = text("SELECT * FROM job_runs")
+_READ = text("""
+    SELECT *, CAST(extract(epoch FROM clock_timestamp() - last_started_at) AS float8) AS seconds_since_start
+    FROM job_runs
+""")
 
 
 async def job_started(connection: AsyncConnection, job: Job) -> None:

@@ -182,6 +182,7 @@ def _show_job(row: Row[Any] | None) -> dict[str, Any]:
     """`lastFinishedAt` is the last run that got to its end, `lastErrorAt` the last that did not."""
     return {
         "lastStartedAt": _time(row.last_started_at) if row else None,
+        "secondsSinceStart": _seconds(row.seconds_since_start) if row else None,
         "lastFinishedAt": _time(row.last_finished_at) if row else None,
         "lastResult": row.last_result if row else None,
         "lastErrorAt": _time(row.last_error_at) if row else None,

@@ -1,9 +1,12 @@
-"""The jobs that watch over the house, snapshots of it, and what a statement may say of itself."""
+"""The jobs that watch over the house and pauses of them, snapshots of it, and what a statement may say of itself."""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from enum import StrEnum
+
+from domain.outbox import rfc3339
 
 
 class Job(StrEnum):
@@ -21,6 +24,24 @@ class SnapshotStatus(StrEnum):
     RUNNING = "RUNNING"
     DONE = "DONE"
     FAILED = "FAILED"
+
+
+_UNTIL = ", until "
+
+
+def pause_note(reason: str, until: datetime) -> str:
+    """The note of a schedule's pause that the first cross-check after `until` takes back."""
+    return reason + _UNTIL + rfc3339(until)
+
+
+def pause_is_over(note: str | None, now: datetime) -> bool:
+    """Whether a schedule's pause has lasted as long as its note says; one that says nothing lasts until it is ended."""
+    _, _, until = (note or "").rpartition(_UNTIL)
+    try:
+        time = datetime.fromisoformat(until)
+    except ValueError:
+        return False
+    return time.tzinfo is not None and time <= now
 
 
 STATEMENT_LENGTH = 120

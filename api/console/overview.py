@@ -12,7 +12,7 @@ from sqlalchemy import Row
 
 from api import ops as ops_api
 from api.console.login import login_page
-from api.console.pages import form_body, number_of, page, said
+from api.console.pages import duration, form_body, number_of, page, said
 from api.models import Reasoned
 from api.services import Services, ServicesDep
 from db import ops, reports
@@ -36,6 +36,9 @@ _SPIKE_SECONDS = 300
 _SPIKE_CONFLICTS = 30
 """More than so many within so long, and WaybillAssignmentConflicts alerts (deploy/prometheus/rules.yml)."""
 _JOBS = {"sweeper": "sweep", "crossCheck": "cross-check", "reconcile": "reconciliation", "retention": "retention"}
+_OVERDUE_SECONDS = 600.0
+_OVERDUE_PERIODS = 3
+"""A job that has not begun for so long, and for so many of its periods, does not run."""
 _LONG_WAIT_SECONDS = 1.0
 _OLD_TRANSACTION_SECONDS = 300.0
 """As the alert WaybillDatabaseOldTransaction has it."""
@@ -70,7 +73,10 @@ async def _read(services: Services) -> dict[str, Any]:
         **figures,
         "invariants": invariants,
         "health": read.health,
-        "troubles": _troubles(figures, invariants, read.health),
+        "troubles": [
+            *_troubles(figures, invariants, read.health),
+            *_not_run(services, read.health),
+        ],
         "orders": {row.status: row.total for row in read.metrics.status_counts if row.noun == "orders"},
         "last_hour": _last_hour(read.samples),
     }
@@ -150,6 +156,19 @@ def _troubles(
         *((_failed_last(health[job]), f"The last {name} failed", "/console#jobs") for job, name in _JOBS.items()),
     ]
     return [(sentence, address) for there, sentence, address in found if there]
+
+
+def _not_run(services: Services, health: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Jobs whose schedules do not run them, though somebody is there who could."""
+    if not health["workers"]["alive"]:
+        return []
+    every = {"sweeper": services.sweep_seconds, "crossCheck": services.cross_check_seconds}
+    idle = {job: health[job]["secondsSinceStart"] or 0.0 for job in every}
+    return [
+        (f"The last {_JOBS[job]} began {duration(idle[job])} ago: is its schedule paused?", "/console#jobs")
+        for job, seconds in every.items()
+        if idle[job] > max(_OVERDUE_SECONDS, _OVERDUE_PERIODS * seconds)
+    ]
 
 
 def _waits_long(waits: Sequence[Mapping[str, Any]]) -> bool:

@@ -38,7 +38,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": _clock, "count": _count, "pretty": _pretty, "words": _words, "seconds": _seconds}
+    environment.filters |= {"clock": _clock, "count": _count, "pretty": _pretty, "words": _words, "seconds": duration}
     environment.filters |= {"number_of": number_of, "took": _took}
     # Not imported by the pages: a live part is rendered without what stands around it.
     environment.globals["ui"] = environment.get_template("ui.html").module
@@ -160,7 +160,7 @@ def number_of(value: float, noun: str, plural: str | None = None) -> str:
     return f"{_count(value)} {noun if value == 1 else plural or noun + 's'}"
 
 
-def _seconds(value: float | None) -> str:
+def duration(value: float | None) -> str:
     """A duration, for people."""
     if value is None:
         return "?"

@@ -59,6 +59,8 @@ async def run_drill(drill: Drill, stack: RunningStack, *, wait: bool) -> None:
     async with Api(stack.url, stack.tokens, PATIENCE_SECONDS) as api:
         scene = Scene(api, stack, leaves_it=not wait)
         say("The stage is being set.")
+        if names := await scene.webhooks_of_others():
+            say(f"Its events go to webhooks of yours too: {', '.join(names)}. Zone, customer and SKU begin with drill.")
         async with drill.stage(scene) as incident:
             say(incident.told)
             say(f"{drill.metric} is {await scene.metric(drill.metric):g}: {drill.alert}.")

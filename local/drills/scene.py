@@ -99,6 +99,13 @@ class Scene:
         body = {"url": url, "eventTypes": ["waybill.inventory.adjusted"], "enabled": enabled, "reason": REASON}
         await self.admin("PUT", f"/api/admin/webhooks/{name}", body, expect=(200, 201))
 
+    async def webhooks_of_others(self) -> list[str]:
+        """The names of webhooks that are no drill's: what drills do sends them events as well."""
+        page = await self.admin("GET", "/api/admin/webhooks?limit=200")
+        return sorted(
+            each["name"] for each in page["items"] if each["enabled"] and not each["name"].startswith("drill-")
+        )
+
     async def without_webhook(self, name: str) -> None:
         """Take a drill's webhook away, with what waits for it."""
         await self.admin("DELETE", f"/api/admin/webhooks/{name}?reason={REASON}", expect=(204, 404))

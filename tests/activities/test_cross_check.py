@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 
 from activities.standing import ForeignWorkflows
 from db import order as orders
+from domain.ops import pause_note
 from local.postgres import EmbeddedPostgres
 from tests.houses import House, open_house
 from tests.receivers import Receiver
@@ -268,6 +270,21 @@ async def test_what_must_always_stand_is_restored_by_a_pass(house: House) -> Non
     await cross_check(house)
     assert await is_running(house, relay)
     await house.temporal.get_schedule_handle(house.names.sweep_schedule).describe()
+
+
+async def test_a_pause_lasts_until_the_time_that_its_reason_says_or_until_somebody_ends_it(house: House) -> None:
+    now = datetime.now(UTC)
+    reasons = {
+        house.names.sweep_schedule: pause_note("drill", now - timedelta(seconds=1)),
+        house.names.cross_check_schedule: pause_note("drill", now + timedelta(hours=1)),
+        house.names.retention_schedule: "while we copy the disk",
+    }
+    for schedule_id, reason in reasons.items():
+        await house.temporal.get_schedule_handle(schedule_id).pause(note=reason)
+    await cross_check(house)
+    descriptions = [await house.temporal.get_schedule_handle(each).describe() for each in reasons]
+    assert [each.schedule.state.paused for each in descriptions] == [False, True, True]
+    assert [each.schedule.state.note for each in descriptions[1:]] == list(reasons.values())[1:]
 
 
 async def test_another_installations_orders_are_nobodys_business(

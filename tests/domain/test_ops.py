@@ -1,12 +1,34 @@
-"""What may be shown of somebody's SQL statement."""
+"""What may be shown of somebody's SQL statement, and how long a pause lasts."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.ops import STATEMENT_LENGTH, statement_shape
+from domain.ops import STATEMENT_LENGTH, pause_is_over, pause_note, statement_shape
+
+NOW = datetime(2026, 1, 31, 4, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("note", "over"),
+    [
+        (pause_note("drill", NOW), True),
+        (pause_note("drill", NOW + timedelta(microseconds=1)), False),
+        ("until then, until 2026-01-31T03:59:00Z", True),
+        ("moved, until 2026-01-31T05:59:00+02:00", True),
+        ("no zone, until 2026-01-31T03:59:00", False),
+        ("maintenance, until the disk is there", False),
+        ("until 2026-01-31T03:59:00Z", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_a_pause_that_says_until_when_ends_by_itself(note: str | None, over: bool) -> None:
+    assert pause_is_over(note, NOW) is over
 
 
 @pytest.mark.parametrize(

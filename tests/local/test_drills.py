@@ -6,6 +6,7 @@ That alerts wait for some minutes before they fire is tested by promtool (tests/
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,12 +16,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
+from temporalio.client import Client
 
+from domain.ids import Names
+from domain.ops import pause_is_over
+from domain.outbox import PUBLIC_TYPES
 from local.drills.__main__ import DRILLS
 from local.leftovers import end_leftovers
 from local.processes import Command, Process
@@ -56,10 +63,30 @@ class Watch:
         assert response.status_code in (200, 404), response.text
         return response.json()
 
+    def put_webhook(self, name: str) -> None:
+        """One of somebody's who is told of late deliveries only; there are none."""
+        values = read_stack_env(self.data_dir.stack_env)
+        token = {"Authorization": f"Bearer {values['WAYBILL_ADMIN_TOKEN']}"}
+        body = {"url": "http://127.0.0.1:9/", "eventTypes": ["waybill.delivery.late"]}
+        made = httpx.put(f"{values['WAYBILL_API_URL']}/api/admin/webhooks/{name}", headers=token, json=body)
+        assert made.status_code == 201, made.text
+
     def swept(self) -> str | None:
         """When the sweep ended last."""
         ended: str | None = self.get("/api/admin/ops/health")["sweeper"]["lastFinishedAt"]
         return ended
+
+    def pause_of_sweep(self) -> str | None:
+        """Why the sweep's schedule is paused; None where it is not."""
+
+        async def look() -> str | None:
+            values = read_stack_env(self.data_dir.stack_env)
+            client = await Client.connect(values["TEMPORAL_ADDRESS"])
+            sweep = Names(self.environment.get("WAYBILL_INSTALLATION", "waybill")).sweep_schedule
+            state = (await client.get_schedule_handle(sweep).describe()).schedule.state
+            return state.note if state.paused else None
+
+        return asyncio.run(look())
 
     def begin(self, name: str, *arguments: str) -> Process:
         """Start a drill, in the place of one that may still wait (its test was not asked for)."""
@@ -134,6 +161,7 @@ def _watch() -> Iterator[Watch]:
             worker = f"{WORKERS_HOST}:{environment['WAYBILL_WORKER_METRICS_PORT']}"
             watched = stack.enter_context(prometheus(directory, read_stack_env(data_dir.stack_env), worker))
             watch = Watch(environment, directory, data_dir, watched)
+            watch.put_webhook("shop")
             for name in DRILLS:
                 watch.begin(name)
             try:
@@ -179,10 +207,14 @@ def test_stuck_holds_are_swept(watch: Watch) -> None:
     watch.staged("stuck")
     items = watch.run(title, "reservations/stuck")["items"]
     assert {(item["sku"], item["cause"]) for item in items} == {("drill-stuck", "workflow_closed")}
+    paused = watch.pause_of_sweep()
+    now = datetime.now(UTC)  # killed now, the drill leaves what the cross-check takes back before long, and no sooner
+    assert [pause_is_over(paused, now + timedelta(minutes=minutes)) for minutes in (1, 4)] == [False, True]
     watch.run(title, "reservations/sweep")
     watch.cleared("stuck")
     watch.silent("stuck")
     assert watch.get("/api/products/drill-stuck")["reservedStock"] == 0
+    assert watch.pause_of_sweep() is None
     swept = watch.swept()
     wait_until(lambda: watch.swept() != swept)  # by its schedule, which goes on
 
@@ -244,6 +276,22 @@ def test_a_drill_that_does_not_wait_leaves_its_incident(watch: Watch) -> None:
     assert process.exit_code == 0, process.output()
     watch.run(DRILLS["drift"].section, '"dryRun":false', sku="drill-drift")
     wait_until(lambda: not watch.get("/api/admin/ops/inventory/drift")["items"])
+
+
+def test_whoever_gets_a_drills_events_is_named_and_can_tell_them_from_others(watch: Watch) -> None:
+    said = [process.output() for process in watch.drills.values()]
+    assert ["Its events go to webhooks of yours too: shop." in each for each in said] == [True] * len(DRILLS)
+
+    async def events() -> list[Any]:
+        connection = await asyncpg.connect(read_stack_env(watch.data_dir.stack_env)["WAYBILL_DATABASE_URL"])
+        rows = await connection.fetch("SELECT event_type, subject, data->>'zone' AS zone FROM outbox_events")
+        await connection.close()
+        return rows
+
+    public = [row for row in asyncio.run(events()) if row["event_type"] in PUBLIC_TYPES]
+    assert {row["event_type"].split(".")[1] for row in public} == {"order", "delivery", "inventory"}
+    marks = {row["subject"] if ".inventory." in row["event_type"] else row["zone"] for row in public}
+    assert {mark for mark in marks if not mark.startswith("drill-")} == set()
 
 
 def test_afterwards_every_promise_holds_and_every_panel_had_something_to_show(watch: Watch) -> None:

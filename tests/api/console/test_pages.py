@@ -240,6 +240,20 @@ async def test_the_overview_tells_of_a_job_that_failed_last_and_of_the_mail_serv
         assert f"the mail server is asked again by and by: {shown(HOSTILE)}" in await desk.get("/webhooks")
 
 
+async def test_the_overview_tells_of_a_sweep_that_is_not_run_by_its_schedule(
+    database_url: str, client: Client, installation: str
+) -> None:
+    async with open_house(database_url, client, installation, worker=False, sweep_seconds=60) as house:
+        await house.sql("INSERT INTO job_runs (job, last_started_at) VALUES ('sweep', now() - interval '9 minutes')")
+        await house.sql("INSERT INTO workers (worker_id, heartbeat_at) VALUES ('w-1', now() + interval '1 hour')")
+        async with logged_in(house) as desk:
+            assert "is its schedule paused?" not in await desk.get("")
+            await house.sql("UPDATE job_runs SET last_started_at = now() - interval '11 minutes'")
+            assert "The last sweep began 11 min 00 s ago: is its schedule paused?" in await desk.get("")
+            await house.sql("DELETE FROM workers")  # then that is what is wrong
+            assert "is its schedule paused?" not in await desk.get("")
+
+
 async def test_a_webhook_that_an_admin_switched_off_while_it_was_down_troubles_nobody(quiet_house: House) -> None:
     await quiet_house.webhook("shop", "http://127.0.0.1:9/")
     await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE name = 'shop'")
