@@ -60,6 +60,8 @@ log = structlog.get_logger(__name__)
 _HEARTBEAT_SECONDS = 1.0
 _RELAY_POOL = 12
 _DRAIN = timedelta(seconds=6)
+_WARM_AFTER_SECONDS = 3.0
+"""What waited for a worker has its cores first."""
 
 WORKFLOWS = [
     OrderWorkflow,
@@ -76,10 +78,13 @@ WORKFLOWS = [
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings, client: Client, *, sandboxed: bool = True) -> AsyncIterator[str]:
+async def running_worker(
+    settings: Settings, client: Client, *, sandboxed: bool = True, warm: bool = False
+) -> AsyncIterator[str]:
     """Run a worker on a connected client until the block ends, then drain it; yields the worker's id.
 
     `sandboxed`: with the SDK's guard against workflow code that is not deterministic, as tests run it.
+    `warm`: start a solver soon, not in the first round. Whoever runs workers for a moment only does without.
     Raises WrongInstallation where the database is not this installation's, ForeignWorkflows where Temporal's are not.
     """
     # Containers may share names and pids.
@@ -126,6 +131,8 @@ async def running_worker(settings: Settings, client: Client, *, sandboxed: bool 
         await stack.enter_async_context(_running(main, relays))
         await stack.enter_async_context(_heartbeat(database, worker_id))
         await stack.enter_async_context(sampling(database, settings.sweep_grace_seconds))
+        if warm:
+            await stack.enter_async_context(_warming(assignment))
         await start_standing(client, names, standing)
         log.info("worker ready", worker_id=worker_id, installation=settings.installation)
         yield worker_id
@@ -194,6 +201,22 @@ async def _listening(outbox: OutboxActivities) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _warming(assignment: AssignmentActivities) -> AsyncIterator[None]:
+    """Warm the solver up while the block runs."""
+
+    async def warm() -> None:
+        await asyncio.sleep(_WARM_AFTER_SECONDS)
+        await assignment.solver.warm_up()
+
+    task = asyncio.create_task(warm())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
 async def _heartbeat(database: Database, worker_id: str) -> AsyncIterator[None]:
     """Keep the worker's row fresh; take it away first when the worker stops, so that the API starts nothing more."""
 
@@ -231,7 +254,7 @@ async def _run(settings: Settings) -> None:
     client = await connect(os.environ, embedded=settings.temporal_embedded, runtime=runtime)
     await ensure_search_attributes(client)
     # The sandbox costs 6 ms of CPU an order, in 22: a fifth of the orders that a core can take. Tests keep watch.
-    async with running_worker(settings, client, sandboxed=False):
+    async with running_worker(settings, client, sandboxed=False, warm=True):
         await stop.wait()
 
 

@@ -21,7 +21,7 @@ from db.assignment import commit, requeue, rounds, zones
 from db.assignment.commit import Conflict
 from db.assignment.rounds import Hurry
 from db.assignment.zones import ZoneSettings
-from db.engine import Database, is_lock_timeout
+from db.engine import Database, is_lock_timeout, wait_for_locks
 from db.ops import database_time
 from domain.assignment.states import AssignmentSource, ZoneMode
 from domain.assignment.view import FreeCourier, Pair, Policy, RoundView, WaitingDelivery
@@ -31,13 +31,17 @@ from domain.order import Place
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
-DEADLINES_TOGETHER_SECONDS = 0.5
-"""Offers that end within so little time are one round's work."""
+DEADLINES_TOGETHER_SECONDS = 0.25
+"""Offers that end within so little time are one round's work, when the last of them ends."""
 _PROMISE_NEAR_SECONDS = 300.0
 """A delivery that is due at its door so soon, or late already, is not kept waiting for a batch."""
-_WINNERS_PER_TRANSACTION = 50
+_WINNERS_PER_TRANSACTION = 250
+_LOCK_SECONDS = 0.5
+"""So long all of them wait where one is locked, before each is tried alone."""
 _CONNECTIONS = 8
 """Of the worker's pool, for all rounds that run at once."""
+_CONNECTIONS_OF_LOCKED = 4
+"""Of those, for winners that are tried alone: other zones' rounds go on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class RoundOutcome:
     again: bool
     """More may be waiting: the batch was full, or couriers were lost to others between the look and the gift."""
     deadline_seconds: float | None = None
-    """Until the zone's next offer ends; None where there is none."""
+    """Until the zone's next offers end; None where there are none."""
+    at_once: bool = False
+    """What may be waiting does not wait for a batch: one was full, or it was asked for in vain and lost again."""
 
 
 class AssignmentActivities:
@@ -57,57 +63,54 @@ class AssignmentActivities:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._solver = Solver()
+        self.solver = Solver()
         self._connections = asyncio.Semaphore(_CONNECTIONS)
 
     def close(self) -> None:
         """End the solver."""
-        self._solver.close()
+        self.solver.close()
 
     @activity.defn
-    async def run_round(self, zone: str, at_deadline: bool = False) -> RoundOutcome:
+    async def run_round(self, zone: str, at_once: bool = False) -> RoundOutcome:
         """Run a zone's rounds. A try that broke off has given what it gave; the next one sees the rest.
 
-        `at_deadline`: an offer is over, and its delivery does not wait for a batch.
+        `at_once`: an offer is over, or the last batch was full, and what is left does not wait for another one.
         """
         async with heartbeats():
-            if not at_deadline:
+            if not at_once:
                 await self._wait_for_batch(zone)
-            return await self._run_rounds(zone)
+            return await self._run_rounds(zone, at_once)
 
     async def _wait_for_batch(self, zone: str) -> None:
         settings = await self._settings(zone)
-        hurry = await self._read(partial(rounds.read_hurry, zone=zone))
-        await asyncio.sleep(batch_window(settings, hurry))
+        await asyncio.sleep(batch_window(settings, await self._hurry(zone)))
 
-    async def _run_rounds(self, zone: str) -> RoundOutcome:
+    async def _run_rounds(self, zone: str, at_once: bool) -> RoundOutcome:
         """As many rounds at once as the zone allows, each with a share of the deliveries; all see all couriers."""
         await self._transact(partial(zones.clear_wake, zone=zone))
         # Only now: a knob that was turned before the flag was cleared must be seen, nothing else tells of it.
         settings = await self._settings(zone)
-        await self._expire_offers(zone)
+        at_once = await self._expire_offers(zone) or at_once
         parts = range(settings.parallel_rounds) if settings.mode is ZoneMode.AUTO else ()
         running = [self._run_round(zone, settings, part) for part in parts]
         # All end before one's failure is told: the next try must not meet them.
         ended = await asyncio.gather(*running, return_exceptions=True)
         done = [_done(each) for each in ended]
-        hurry = await self._read(partial(rounds.read_hurry, zone=zone))
+        again = any(each.again for each in done)
         return RoundOutcome(
             assigned=sum(each.assigned for each in done),
             conflicts=sum(each.conflicts for each in done),
-            again=any(each.again for each in done),
-            deadline_seconds=hurry.seconds_to_deadline,
+            again=again,
+            deadline_seconds=(await self._hurry(zone)).seconds_to_deadline,
+            at_once=any(each.at_once for each in done) or (again and at_once),
         )
 
-    async def _expire_offers(self, zone: str) -> None:
-        try:
-            while await self._transact(partial(requeue.expire_offers, zone=zone)):
-                pass
-        except DBAPIError as error:
-            if not is_lock_timeout(error):
-                raise
-            # Somebody holds one of the couriers: no reason to keep the zone waiting. The deadline comes again.
-            log.warning("offers not ended: a courier is locked", zone=zone)
+    async def _expire_offers(self, zone: str) -> bool:
+        """End what is overdue; answer whether anything was. Whatever somebody holds locked has its deadline again."""
+        some = False
+        while await self._transact(partial(requeue.expire_offers, zone=zone)):
+            some = True
+        return some
 
     async def _run_round(self, zone: str, settings: ZoneSettings, part: int) -> RoundOutcome:
         round_id = new_id()
@@ -118,7 +121,7 @@ class AssignmentActivities:
             return RoundOutcome(0, 0, again=False)
         policy = Policy(top_candidates=settings.top_candidates)
         view = RoundView(tuple(map(_waiting, waiting)), tuple(map(_free, free)), policy)
-        decision, inputs = await self._solver.run(decide_round, view)
+        decision, inputs = await self.solver.run(decide_round, view)
         pairs = decision.pairs
         losers = await self._give(round_id, pairs, settings.accept_window_seconds)
         record = partial(
@@ -135,10 +138,13 @@ class AssignmentActivities:
         assigned = len(pairs) - len(losers)
         log.info("round", zone=zone, round_id=round_id, assigned=assigned, conflicts=len(losers))
         full = len(waiting) == settings.max_batch and assigned > 0
-        return RoundOutcome(assigned, len(losers), again=full or bool(losers))
+        return RoundOutcome(assigned, len(losers), again=full or bool(losers), at_once=full)
 
     async def _give(self, round_id: str, pairs: Sequence[Pair], accept_window_seconds: float) -> list[Conflict]:
-        """Commit the winners, some at a time; answer those that were lost to others meanwhile."""
+        """Commit the winners, many at a time; answer those that were lost to others meanwhile.
+
+        Each is judged by itself: who loses changes nothing and takes nobody along.
+        """
         give = partial(
             commit.assign,
             source=AssignmentSource.AUTO,
@@ -146,11 +152,16 @@ class AssignmentActivities:
             accept_window_seconds=accept_window_seconds,
             partial=True,
         )
+
+        async def give_many(connection: AsyncConnection, pairs: commit.Pairs) -> list[Conflict]:
+            await wait_for_locks(connection, _LOCK_SECONDS)
+            return await give(connection, pairs=pairs)
+
         losers: list[Conflict] = []
         for start in range(0, len(pairs), _WINNERS_PER_TRANSACTION):
             some = [(pair.delivery_id, pair.courier_id) for pair in pairs[start : start + _WINNERS_PER_TRANSACTION]]
             try:
-                losers += await self._transact(partial(give, pairs=some))
+                losers += await self._transact(partial(give_many, pairs=some))
             except DBAPIError as error:
                 if not is_lock_timeout(error):
                     raise
@@ -158,14 +169,18 @@ class AssignmentActivities:
         return losers
 
     async def _give_singly(self, pairs: commit.Pairs, give: Callable[..., Awaitable[list[Conflict]]]) -> list[Conflict]:
-        """One of them waited too long for a lock: the others need not lose by it."""
-        losers: list[Conflict] = []
-        for pair in pairs:
-            async with self._connections:
-                losers += await commit.attempt(
-                    self._database, [pair], AssignmentSource.AUTO, partial(give, pairs=[pair])
-                )
-        return losers
+        """One of them waited too long for a lock: the others need not lose by it, nor wait for it."""
+        few = asyncio.Semaphore(_CONNECTIONS_OF_LOCKED)
+
+        async def give_one(pair: tuple[str, str]) -> list[Conflict]:
+            async with few, self._connections:
+                return await commit.attempt(self._database, [pair], AssignmentSource.AUTO, partial(give, pairs=[pair]))
+
+        ended = await asyncio.gather(*map(give_one, pairs), return_exceptions=True)
+        return [loser for each in ended for loser in _done(each)]
+
+    async def _hurry(self, zone: str) -> Hurry:
+        return await self._read(partial(rounds.read_hurry, zone=zone, together_seconds=DEADLINES_TOGETHER_SECONDS))
 
     async def _settings(self, zone: str) -> ZoneSettings:
         return await self._read(partial(zones.get_settings, zone=zone)) or ZoneSettings()
@@ -179,7 +194,7 @@ class AssignmentActivities:
             return await work(connection)
 
 
-def _done(ended: RoundOutcome | BaseException) -> RoundOutcome:
+def _done(ended: Result | BaseException) -> Result:
     if isinstance(ended, BaseException):
         raise ended
     return ended

@@ -40,7 +40,7 @@ def explain_round(inputs: Mapping[str, Any]) -> Explanation | None:
 
 
 class Solver:
-    """As many processes as there are cores, four at most; each is started when it is first needed."""
+    """As many processes as there are cores, four at most; each is started when it is first needed, or warmed up."""
 
     def __init__(self) -> None:
         self._pool = _pool()
@@ -51,6 +51,10 @@ class Solver:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+
+    async def warm_up(self) -> None:
+        """Start a process before it is needed: that takes a second or two, which an offer past its deadline has not."""
+        await self.run(decide_round, RoundView((), ()))
 
     async def run(self, work: Callable[[Input], Output], given: Input) -> Output:
         """Call `work` in one of the processes; one that died costs the call, not its caller's process."""

@@ -64,6 +64,14 @@ def is_lock_timeout(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == "55P03"
 
 
+_LOCK_WAIT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+
+
+async def wait_for_locks(connection: AsyncConnection, most_seconds: float) -> None:
+    """Let this transaction's statements wait so long for a lock; one that has to wait longer fails."""
+    await connection.execute(_LOCK_WAIT, {"milliseconds": str(round(most_seconds * 1000))})
+
+
 class LookedTooEarly(Exception):
     """What a transaction read before it had the lock has changed: it must run again, from the start."""
 

@@ -31,25 +31,26 @@ class DispatchWorkflow:
     async def run(self, zone: str, woken: bool = False, deadline: float | None = None) -> None:
         """Dispatch for ever; continues as new before the history grows long."""
         for _ in range(_ROUNDS_PER_RUN):
-            await self._something_to_do()
-            # Where nobody woke it, an offer is over, and its delivery does not wait for a batch.
-            at_deadline = not self._woken
+            # What is due does not wait for a batch, whether news came as well or not.
+            at_once = await self._something_to_do()
             self._woken = False
             began = workflow.time()
             outcome: RoundOutcome = await workflow.execute_activity_method(
                 AssignmentActivities.run_round,
-                args=[zone, at_deadline],
+                args=[zone, at_once],
                 start_to_close_timeout=timedelta(minutes=5),
                 heartbeat_timeout=timedelta(seconds=10),
                 retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
-                summary=f"zone {zone}, an offer ended" if at_deadline else f"zone {zone}",
+                summary=f"zone {zone}, at once" if at_once else f"zone {zone}",
             )
             self._woken = self._woken or outcome.again
             self._deadline = None
             if outcome.deadline_seconds is not None:
                 self._deadline = workflow.time() + outcome.deadline_seconds
-                if at_deadline:  # those that end close together are one round's work
+                if at_once:  # an offer that somebody holds locked is asked for again, but not without a pause
                     self._deadline = max(self._deadline, began + DEADLINES_TOGETHER_SECONDS)
+            if outcome.at_once:
+                self._deadline = workflow.time()
             workflow.set_current_details(self._tell(outcome))
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(args=[zone, self._woken, self._deadline])
@@ -59,20 +60,21 @@ class DispatchWorkflow:
         """There is something to do in the zone."""
         self._woken = True
 
-    async def _something_to_do(self) -> None:
-        """Wait for a wake-up, or for the deadline where there is one."""
-        if self._woken:
-            return
+    async def _something_to_do(self) -> bool:
+        """Wait for a wake-up, or for the deadline where there is one; answer whether that has come."""
         left = None if self._deadline is None else max(self._deadline - workflow.time(), 0.0)
         if left == 0.0:
-            return
+            return True
         try:
             await workflow.wait_condition(lambda: self._woken, timeout=left, timeout_summary="the next offer ends")
         except TimeoutError:
-            return
+            return True
+        return False
 
     def _tell(self, outcome: RoundOutcome) -> str:
         told = f"Last round: {outcome.assigned} given, {outcome.conflicts} conflicts."
+        if outcome.at_once:
+            return f"{told} The next one follows at once."
         if self._deadline is None:
             return f"{told} Nobody is being asked."
         return f"{told} The next offer ends at {datetime.fromtimestamp(self._deadline, UTC):%H:%M:%S} UTC."

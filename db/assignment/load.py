@@ -14,6 +14,7 @@ _LOCK = text("""
     SELECT courier_id, zone, capacity, load, online FROM couriers
     WHERE courier_id = ANY(CAST(:courier_ids AS text[])) ORDER BY courier_id FOR NO KEY UPDATE
 """)
+_LOCK_FREE = text(f"{_LOCK.text} SKIP LOCKED")
 _END = text("""
     WITH ended AS (
         UPDATE assignments SET live = false, outcome = :outcome, ended_at = now()
@@ -25,9 +26,11 @@ _END = text("""
 """)
 
 
-async def lock_couriers(connection: AsyncConnection, courier_ids: Collection[str]) -> dict[str, Row[Any]]:
-    """Lock the couriers in the house's order; those that exist."""
-    rows = await connection.execute(_LOCK, {"courier_ids": sorted(courier_ids)})
+async def lock_couriers(
+    connection: AsyncConnection, courier_ids: Collection[str], *, wait: bool = True
+) -> dict[str, Row[Any]]:
+    """Lock the couriers in the house's order; those that exist and, without `wait`, that nobody else has locked."""
+    rows = await connection.execute(_LOCK if wait else _LOCK_FREE, {"courier_ids": sorted(courier_ids)})
     return {row.courier_id: row for row in rows}
 
 

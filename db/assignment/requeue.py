@@ -72,14 +72,17 @@ _LOCK_OVERDUE = text(f"""
     WHERE delivery_id = ANY(CAST(:delivery_ids AS text[])) AND {_OVERDUE}
     ORDER BY delivery_id FOR NO KEY UPDATE
 """)
-_AT_ONCE = 200
+_LOCK_OVERDUE_FREE = text(f"{_LOCK_OVERDUE.text} SKIP LOCKED")
+_AT_ONCE = 500
 
 
-async def expire_offers(connection: AsyncConnection, zone: str) -> bool:
-    """End a zone's offers past their deadline, by the database's clock, 200 at most; answer whether there are more."""
+async def expire_offers(connection: AsyncConnection, zone: str) -> int:
+    """End a zone's offers past their deadline, by the database's clock, 500 at most; answer how many.
+
+    One that somebody holds locked is left for the next time: the others do not wait for it.
+    """
     overdue = (await connection.execute(_OVERDUE_IN_ZONE, {"zone": zone, "limit": _AT_ONCE})).all()
-    await _expire(connection, overdue)
-    return len(overdue) == _AT_ONCE
+    return len(await _expire(connection, overdue, wait=False))
 
 
 async def expire_offer(connection: AsyncConnection, delivery_id: str) -> None:
@@ -88,13 +91,16 @@ async def expire_offer(connection: AsyncConnection, delivery_id: str) -> None:
     await _wake(connection, {row.zone for row in await _expire(connection, overdue)})
 
 
-async def _expire(connection: AsyncConnection, overdue: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+async def _expire(connection: AsyncConnection, overdue: Sequence[Row[Any]], *, wait: bool = True) -> Sequence[Row[Any]]:
     """Those that are still overdue once they are locked, with the courier who was asked."""
     if not overdue:
         return []
-    couriers = await lock_couriers(connection, {row.courier_id for row in overdue})
-    locked = await connection.execute(_LOCK_OVERDUE, {"delivery_ids": [row.delivery_id for row in overdue]})
+    couriers = await lock_couriers(connection, {row.courier_id for row in overdue}, wait=wait)
+    ids = [row.delivery_id for row in overdue if row.courier_id in couriers]
+    locked = await connection.execute(_LOCK_OVERDUE if wait else _LOCK_OVERDUE_FREE, {"delivery_ids": ids})
     expired = [row for row in locked if row.courier_id in couriers]
+    if not expired:
+        return []
     await refused(connection, [row.delivery_id for row in expired], AssignmentOutcome.EXPIRED, "expired")
     return expired
 

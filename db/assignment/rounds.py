@@ -28,8 +28,10 @@ _GIVABLE = f"""
 
 _HURRY = text(f"""
     SELECT
-        (SELECT CAST(extract(epoch FROM min(offer_expires_at) - clock_timestamp()) AS float8) FROM deliveries
-            WHERE zone = :zone AND status = 'OFFERED') AS seconds_to_deadline,
+        (SELECT CAST(extract(epoch FROM max(offer_expires_at) - clock_timestamp()) AS float8) FROM deliveries
+            WHERE zone = :zone AND status = 'OFFERED' AND offer_expires_at <= (
+                SELECT min(offer_expires_at) + make_interval(secs => :together_seconds) FROM deliveries
+                WHERE zone = :zone AND status = 'OFFERED')) AS seconds_to_deadline,
         (SELECT CAST(extract(epoch FROM min(d.promised_at) - clock_timestamp()) AS float8) FROM deliveries d
             WHERE {_GIVABLE}) AS seconds_to_promise
 """)
@@ -40,14 +42,15 @@ class Hurry:
     """What a zone's next round must not miss, in seconds from now; None where there is no such thing."""
 
     seconds_to_deadline: float | None
-    """Of the offer that ends first."""
+    """Of the last of those offers that end together with the one that ends first."""
     seconds_to_promise: float | None
     """Of the waiting delivery with the earliest promise, of those that somebody could take."""
 
 
-async def read_hurry(connection: AsyncConnection, zone: str) -> Hurry:
-    """How urgent a zone is, by the database's clock."""
-    return Hurry(**(await connection.execute(_HURRY, {"zone": zone})).one()._mapping)
+async def read_hurry(connection: AsyncConnection, zone: str, together_seconds: float = 0.0) -> Hurry:
+    """How urgent a zone is, by the database's clock; offers that end within so many seconds end together."""
+    values = {"zone": zone, "together_seconds": together_seconds}
+    return Hurry(**(await connection.execute(_HURRY, values)).one()._mapping)
 
 
 # --- what a round looks at

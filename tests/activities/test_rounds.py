@@ -53,7 +53,7 @@ async def dispatch(database_url: str) -> AsyncIterator[Dispatch]:
         (0.0, None, None, 0.0),
         (2.0, 60.0, 3600.0, 2.0),
         (5.0, 1.5, None, 1.5),
-        (5.0, -3.0, None, 0.5),  # offers that end close together are one round's work
+        (5.0, -3.0, None, 0.25),  # offers that end close together are one round's work
         (0.1, -3.0, None, 0.1),
         (5.0, None, 302.0, 2.0),
         (5.0, None, 200.0, 0.0),
