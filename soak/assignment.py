@@ -9,12 +9,15 @@ import argparse
 import asyncio
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from temporalio.client import Client
 
 from db.migrations import migrate
 from local.postgres import EmbeddedPostgres
+from local.temporal import EmbeddedTemporal
+from soak.deadline import Rush, rush
 from soak.dispatch import Contest, Expiries, contest, expiries
 from soak.race import Race, race
 from tests.houses import House, open_house
@@ -22,6 +25,7 @@ from tests.servers import fresh_database, throw_away_postgres, throw_away_tempor
 
 HECTIC = {"parallelRounds": 8, "batchWindowSeconds": 0.05}
 CALM = {"parallelRounds": 1, "batchWindowSeconds": 3}
+RUNS = ("race", "mitigation", "offers", "deadline")
 
 
 def print_race(run: Race) -> None:
@@ -54,6 +58,14 @@ def print_expiries(seen: Expiries) -> None:
     )
 
 
+def print_rush(name: str, seen: Rush) -> None:
+    """How late offers that ended at one instant were made again."""
+    print(
+        f"  {name:<22} committed after the deadline by p50 {seen.delay(0.5):.2f} s, p99 {seen.delay(0.99):.2f} s,"
+        f" max {max(seen.delays):.2f} s; event loop busy for {1000 * seen.busy_seconds:.0f} ms at most"
+    )
+
+
 async def _race(postgres: EmbeddedPostgres, seed: int, processes: int) -> None:
     print(f"Three assigners, {processes} processes each, 2,000 deliveries, 200 couriers, seed {seed}:")
     async with fresh_database(postgres, "soak-race") as url:
@@ -64,7 +76,7 @@ async def _race(postgres: EmbeddedPostgres, seed: int, processes: int) -> None:
     print_race(run)
 
 
-async def _dispatch(house: House, seed: int) -> None:
+async def _mitigation(house: House, seed: int) -> None:
     print("\nThe runbook's mitigation of conflicts, through the API:")
     # The first one warms everything up: solver processes, workflow, connections.
     await contest(house, "warm", HECTIC, bursts=1, burst=20, seed=seed)
@@ -72,10 +84,36 @@ async def _dispatch(house: House, seed: int) -> None:
     calm = await contest(house, "calm", CALM, bursts=10, burst=50, seed=seed)
     print_contests(hectic, calm)
     assert calm.conflicts_a_delivery * 10 <= hectic.conflicts_a_delivery
+
+
+async def _offers(house: House, seed: int) -> None:
     print("\n1,000 deliveries whose first offer expires:")
     seen = await expiries(house, deliveries=1_000, zones=5, a_second=50, window=3.0, seed=seed)
     print_expiries(seen)
     assert max(seen.delays) <= 1.0
+
+
+async def _deadline(house: House, seed: int) -> None:
+    print("\n1,000 offers of one zone that end at one instant, each then made to somebody else:")
+    await rush(house, "warm", offers=50, seed=seed)
+    for zone, name, knobs in (
+        ("usual", "with the usual knobs", {}),
+        ("large", "with maxBatch 1000", {"maxBatch": 1000}),
+    ):
+        seen = await rush(house, zone, offers=1_000, seed=seed, **knobs)
+        print_rush(name, seen)
+        assert max(seen.delays) <= 1.0
+
+
+async def _in_a_house(postgres: EmbeddedPostgres, temporal: EmbeddedTemporal, runs: Sequence[str], seed: int) -> None:
+    """The runs that need a whole one, which they share."""
+    client = await Client.connect(temporal.address)
+    async with fresh_database(postgres, "soak-dispatch") as url:
+        await asyncio.to_thread(migrate, url, "soak")
+        async with open_house(url, client, "soak") as house:
+            for name, run in (("mitigation", _mitigation), ("offers", _offers), ("deadline", _deadline)):
+                if name in runs:
+                    await run(house, seed)
 
 
 async def main() -> None:
@@ -83,14 +121,14 @@ async def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m soak.assignment", description=__doc__)
     parser.add_argument("--processes", type=int, default=8, help="of each of the three assigners")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=RUNS, action="append", help="may be repeated")
     asked = parser.parse_args()
+    runs = asked.only or RUNS
     with throw_away_postgres() as postgres, throw_away_temporal() as temporal:
-        await _race(postgres, asked.seed, asked.processes)
-        client = await Client.connect(temporal.address)
-        async with fresh_database(postgres, "soak-dispatch") as url:
-            await asyncio.to_thread(migrate, url, "soak")
-            async with open_house(url, client, "soak") as house:
-                await _dispatch(house, asked.seed)
+        if "race" in runs:
+            await _race(postgres, asked.seed, asked.processes)
+        if {*runs} - {"race"}:
+            await _in_a_house(postgres, temporal, runs, asked.seed)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.db.fleets import Fleet
 from tests.houses import House
 from tests.waiting import eventually
 
-_SETTINGS = "/api/admin/ops/assignment/settings"
+SETTINGS = "/api/admin/ops/assignment/settings"
 _ASSIGNMENTS = "/api/admin/assignments"
 _CONFLICTS = "ops_assignment_conflicts_total"
 
@@ -48,7 +48,7 @@ async def contest(house: House, name: str, knobs: dict[str, Any], *, bursts: int
 
     The knobs are turned through the API before it, on a dispatch that runs.
     """
-    answer = await house.call("PATCH", f"{_SETTINGS}/north", {**knobs, "reason": "runbook: conflicts"})
+    answer = await house.call("PATCH", f"{SETTINGS}/north", {**knobs, "reason": "runbook: conflicts"})
     assert answer.status_code == 200, answer.text
     fleet = Fleet(house.database, seed)
     before, began = await _conflicts(house), time.monotonic()
@@ -101,7 +101,12 @@ class Expiries:
 
     def delay(self, share: float) -> float:
         """The delay that so large a share of the offers stays within."""
-        return sorted(self.delays)[min(int(share * len(self.delays)), len(self.delays) - 1)]
+        return share_within(self.delays, share)
+
+
+def share_within(delays: list[float], share: float) -> float:
+    """The delay that so large a share of them stays within."""
+    return sorted(delays)[min(int(share * len(delays)), len(delays) - 1)]
 
 
 async def expiries(house: House, *, deliveries: int, zones: int, a_second: int, window: float, seed: int) -> Expiries:
@@ -113,7 +118,7 @@ async def expiries(house: House, *, deliveries: int, zones: int, a_second: int, 
     names = [f"zone-{number}" for number in range(zones)]
     for zone in names:
         knobs = {"acceptWindowSeconds": window, "maxOffers": 2, "batchWindowSeconds": 0.1}
-        answer = await house.call("PATCH", f"{_SETTINGS}/{zone}", knobs)
+        answer = await house.call("PATCH", f"{SETTINGS}/{zone}", knobs)
         assert answer.status_code == 200, answer.text
         await fleet.couriers(60, zone, capacity=3, prefix=f"{zone}-c")
     late_before = (await fleet.conflicts()).get("courier late_accept", 0)

@@ -15,6 +15,8 @@ from local.temporal import EmbeddedTemporal
 
 # The data is thrown away, so nothing has to survive a power cut; transactions behave as ever.
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
+# From when on a change could be seen: its commit's time, not one that was read in the course of it.
+_MEASURED = {"track_commit_timestamp": "on"}
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def throw_away_postgres() -> Iterator[EmbeddedPostgres]:
     """A running PostgreSQL; takes about a second. Meant for a whole session: see `fresh_database`."""
     with (
         throw_away_directory() as directory,
-        EmbeddedPostgres(directory / "postgres", free_port(), settings=NOT_DURABLE) as postgres,
+        EmbeddedPostgres(directory / "postgres", free_port(), settings={**NOT_DURABLE, **_MEASURED}) as postgres,
     ):
         yield postgres
 

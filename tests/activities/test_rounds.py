@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator
+from unittest.mock import ANY
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.testing import ActivityEnvironment
 
 from activities.assignment import AssignmentActivities, RoundOutcome, batch_window
@@ -26,9 +29,9 @@ class Dispatch(Fleet):
         super().__init__(database)
         self.activities = AssignmentActivities(database)
 
-    async def round(self) -> RoundOutcome:
+    async def round(self, *, at_once: bool = True) -> RoundOutcome:
         """What the dispatch has done when an offer's deadline woke it: no batch window."""
-        outcome: RoundOutcome = await ActivityEnvironment().run(self.activities.run_round, "north", True)
+        outcome: RoundOutcome = await ActivityEnvironment().run(self.activities.run_round, "north", at_once)
         return outcome
 
     async def statuses(self) -> dict[str, int]:
@@ -90,7 +93,7 @@ async def test_max_batch_is_how_many_deliveries_a_round_takes_the_oldest_first(d
     await dispatch.couriers(5)
     await dispatch.knobs(max_batch=2)
     outcome = await dispatch.round()
-    assert (outcome.assigned, outcome.again) == (2, True)
+    assert (outcome.assigned, outcome.again, outcome.at_once) == (2, True, True)
     assert [await dispatch.status(each) for each in ids[2:]] == [("PENDING", None)] * 3
     await dispatch.knobs(max_batch=1000)
     assert (await dispatch.round()).assigned == 3
@@ -174,6 +177,67 @@ async def test_parallel_rounds_share_the_deliveries_out_and_the_couriers_among_t
     assert await dispatch.round() == RoundOutcome(3, 0, again=False)
     async with dispatch.database.read() as connection:
         assert len(await list_rounds(connection, "north", None, 100)) == len(stored) + 1
+
+
+async def test_who_was_asked_in_vain_and_loses_the_next_courier_too_does_not_wait_for_a_batch(
+    dispatch: Dispatch,
+) -> None:
+    await dispatch.deliveries(60)
+    await dispatch.couriers(20, capacity=3)
+    await dispatch.knobs(parallel_rounds=4, batch_window_seconds=0, accept_window_seconds=600)
+    first = await dispatch.round(at_once=False)
+    assert first.conflicts > 0
+    assert (first.again, first.at_once) == (True, False)  # against conflicts it helps to wait a little
+    while (await dispatch.round()).again:
+        pass
+    await dispatch.deadline_passes()
+    second = await dispatch.round(at_once=False)
+    assert second.conflicts > 0
+    assert (second.again, second.at_once) == (True, True)
+    await dispatch.holds_together()
+
+
+async def test_a_courier_whom_somebody_holds_locked_costs_nobody_else_the_offer(dispatch: Dispatch) -> None:
+    ids = await dispatch.deliveries(3)
+    locked, *_ = await dispatch.couriers(3, capacity=1)
+    await dispatch.knobs(accept_window_seconds=600, max_offers=10)
+
+    async def while_locked(connection: AsyncConnection) -> RoundOutcome:
+        await connection.execute(text("SELECT 1 FROM couriers WHERE courier_id = :id FOR UPDATE"), {"id": locked})
+        return await dispatch.round()
+
+    outcome = await dispatch.database.transact(while_locked)
+    assert (outcome.assigned, outcome.conflicts) == (2, 1)
+    assert await dispatch.conflicts() == {"auto lock_timeout": 1}
+    assert await dispatch.round() == RoundOutcome(1, 0, again=False, deadline_seconds=ANY)
+
+    # Nor do their offers' ends wait for the courier's.
+    await dispatch.deadline_passes()
+    await dispatch.knobs(mode="manual")
+    outcome = await dispatch.database.transact(while_locked)
+    assert await dispatch.statuses() == {"PENDING": 2, "OFFERED": 1}
+    assert outcome.deadline_seconds is not None
+    assert outcome.deadline_seconds < 0  # asked for again
+    await dispatch.round()
+    assert await dispatch.statuses() == {"PENDING": len(ids)}
+    await dispatch.holds_together()
+
+
+async def test_offers_that_end_close_together_end_in_one_round(dispatch: Dispatch) -> None:
+    offers = list(zip(await dispatch.deliveries(4), await dispatch.couriers(4), strict=True))
+    for offer, seconds in zip(offers, (50, 50.2, 50.4, 60), strict=True):
+        await dispatch.offer(*offer)
+        await dispatch.sql(
+            "UPDATE deliveries SET offer_expires_at = (SELECT created_at FROM deliveries WHERE delivery_id = 'd-00000')"
+            " + make_interval(secs => :seconds) WHERE delivery_id = :id",
+            id=offer[0],
+            seconds=seconds,
+        )
+    async with dispatch.database.read() as connection:
+        each, together = [(await read_hurry(connection, "north", many)).seconds_to_deadline for many in (0.0, 0.25)]
+    assert each is not None
+    assert together is not None
+    assert 0.15 < together - each <= 0.2
 
 
 async def test_a_large_round_is_solved_in_a_process_of_its_own_that_ends_with_the_worker(dispatch: Dispatch) -> None:

@@ -164,6 +164,22 @@ async def test_an_offer_of_15_minutes_ends_after_15_minutes_and_the_next_courier
     assert await fleet.story(delivery) == ["offered", "expired", "offered"]
 
 
+async def test_what_a_full_batch_left_does_not_wait_for_another_one(
+    fleet: Fleet, dispatch: WorkflowHandle[Any, None]
+) -> None:
+    await fleet.knobs(max_batch=2)
+    await fleet.deliveries(5)
+    await dispatch.signal(DispatchWorkflow.wake)
+    await eventually(lambda: _waits_for_a_deadline(dispatch))
+    assert await fleet.sql("SELECT count(*) FROM deliveries WHERE status = 'OFFERED'") == [(5,)]
+    history = await dispatch.fetch_history()
+    scheduled = [each for each in history.events if each.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
+    told = [each.user_metadata.summary.data.decode() for each in scheduled]
+    assert told == ['"zone north"', '"zone north, at once"', '"zone north, at once"']
+    events = await _events(dispatch)
+    assert events["WORKFLOW_TASK_SCHEDULED"] <= 2 * len(told)
+
+
 async def test_the_databases_clock_decides_when_an_offer_ends(
     time_skipping: WorkflowEnvironment, fleet: Fleet, dispatch: WorkflowHandle[Any, None]
 ) -> None:
