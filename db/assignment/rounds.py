@@ -17,11 +17,14 @@ from db.assignment.commit import Conflict
 _ASKED = """
     a.delivery_id = d.delivery_id AND (a.offered OR a.outcome = 'declined')
 """
-# What nobody who is free may carry must neither fill the batch nor hurry it.
+_FREE_COURIERS = "FROM couriers c WHERE c.zone = :zone AND c.online AND c.load < c.capacity"
+# What nobody who is free may carry must neither fill the batch nor hurry it. Where more are free than were asked, one
+# of them may: only where so few are left do they have to be looked through.
 _GIVABLE = f"""
     d.zone = :zone AND d.status = 'PENDING' AND NOT d.pinned
-    AND EXISTS (SELECT FROM couriers c WHERE c.zone = :zone AND c.online AND c.load < c.capacity
-        AND NOT EXISTS (SELECT FROM assignments a WHERE {_ASKED} AND a.courier_id = c.courier_id))
+    AND ((SELECT count(*) {_FREE_COURIERS}) > (SELECT count(DISTINCT a.courier_id) FROM assignments a WHERE {_ASKED})
+        OR EXISTS (SELECT {_FREE_COURIERS}
+            AND NOT EXISTS (SELECT FROM assignments a WHERE {_ASKED} AND a.courier_id = c.courier_id)))
 """
 
 # --- how long to wait
