@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -124,6 +125,8 @@ async def main() -> None:
     parser.add_argument("--only", choices=RUNS, action="append", help="may be repeated")
     asked = parser.parse_args()
     runs = asked.only or RUNS
+    gc.collect()
+    gc.freeze()  # as a worker does at its start
     with throw_away_postgres() as postgres, throw_away_temporal() as temporal:
         if "race" in runs:
             await _race(postgres, asked.seed, asked.processes)
