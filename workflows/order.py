@@ -11,6 +11,7 @@ from typing import Any
 from temporalio import workflow
 from temporalio.common import RetryPolicy, SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import TimeoutError as TimedOut
 
 with workflow.unsafe.imports_passed_through():
     from activities.order import OrderActivities
@@ -174,7 +175,8 @@ class OrderWorkflow:
                     initial_interval=timedelta(milliseconds=50), maximum_interval=timedelta(seconds=1)
                 ),
             )
-        except ActivityError as error:
+        except (ActivityError, TimedOut) as error:
+            # That its time is over is an ActivityError when it happens, and a bare TimedOut when that is replayed.
             if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
                 raise
             state = await workflow.execute_activity_method(
