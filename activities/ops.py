@@ -109,7 +109,9 @@ class OpsActivities:
         await self._zones(result)
         await self._operations(result)
         log.info("cross-check", **result.counts())
-        found = [Disagreement(*each.split(" ", 1)) for each in result.left]
+        # Who was told has not been seen to listen: that counts where the next pass sees the same.
+        amiss = [*result.left, *(f"workflow_behind {each}" for each in result.orders_told)]
+        found = [Disagreement(*each.split(" ", 1)) for each in amiss]
         await self._database.transact(partial(rows.record_disagreements, found=found))
         if result.stopped:
             raise ApplicationError(result.stopped, type="CrossCheckStopped", non_retryable=True)

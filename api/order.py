@@ -124,6 +124,7 @@ async def start_order(
     if row is None:
         await _refuse_unknown_products(services, order)
         await services.require_worker()
+        await services.require_temporal()
         await _reserve(services, order)
         row = await _read(services, order.order_id)
         if row is None:
@@ -174,6 +175,9 @@ def _start_options(services: Services, order: NewOrder) -> _StartOptions:
 
 async def _reserve(services: Services, order: NewOrder) -> None:
     """Have the order's workflow decide, and wait for that."""
+    start = WithStartWorkflowOperation(OrderWorkflow.run, order, **_start_options(services, order))
+    # Without somebody who takes its outcome, a start that failed is logged as an error of nobody's.
+    asyncio.gather(start.workflow_handle(), return_exceptions=True)
     try:
         async with asyncio.timeout(DECISION_SECONDS):
             # One id for all copies of a request: Temporal lets only ten different updates wait at a time.
@@ -181,9 +185,7 @@ async def _reserve(services: Services, order: NewOrder) -> None:
                 OrderWorkflow.reserved,
                 order.request_hash,
                 id=f"reserved-{order.request_hash}",
-                start_workflow_operation=WithStartWorkflowOperation(
-                    OrderWorkflow.run, order, **_start_options(services, order)
-                ),
+                start_workflow_operation=start,
             )
     except WorkflowUpdateFailedError as error:
         if isinstance(error.cause, ApplicationError) and error.cause.type == "idempotency-key-reused":
@@ -193,8 +195,6 @@ async def _reserve(services: Services, order: NewOrder) -> None:
         return  # it ran and closed: the row knows how
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError, RPCError) as error:
         raise _pending(order.order_id) from error
-    except RuntimeError as error:
-        raise _temporal_unavailable() from error
 
 
 @router.post("/{order_id}/confirm")
@@ -225,6 +225,7 @@ async def _command(
     stage = OrderStatus(row.status)
     if possible(command, stage):
         await services.require_worker()
+        await services.require_temporal()
         state = await _update(services, row, command, hold_seconds)
         if state is None and await _revive(services, order_id):
             state = await _update(services, row, command, hold_seconds)
@@ -254,7 +255,7 @@ async def _revive(services: Services, order_id: str) -> bool:
             await services.temporal.start_workflow(OrderWorkflow.run, order, **_start_options(services, order))
     except WorkflowAlreadyStartedError:
         return False  # it has ended well after all
-    except (TimeoutError, RPCError, RuntimeError) as error:
+    except (TimeoutError, RPCError) as error:
         raise _pending(order_id) from error
     return True
 
@@ -284,8 +285,6 @@ async def _update(
         raise _pending(row.order_id) from error
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         raise _pending(row.order_id) from error
-    except RuntimeError as error:
-        raise _temporal_unavailable() from error
 
 
 def _refused(slug: Refusal) -> Problem:
@@ -303,10 +302,6 @@ def _pending(order_id: str) -> Problem:
         "Ask again with the same key or at the order's address: what was started is not lost.",
         orderId=order_id,
     )
-
-
-def _temporal_unavailable() -> Problem:
-    return unavailable("temporal-unavailable", "Temporal cannot be reached, so nothing was started.")
 
 
 # --- reads

@@ -63,6 +63,14 @@ class Services:
         if not alive:
             raise unavailable("no-worker", "No worker is alive, so nothing was started.")
 
+    async def require_temporal(self) -> None:
+        """Raise the problem of an unreachable Temporal, before anything is sent that might arrive after all."""
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self.temporal.service_client.check_health()
+        except (TimeoutError, RPCError, RuntimeError) as error:
+            raise unavailable("temporal-unavailable", "Temporal does not answer, so nothing was started.") from error
+
     async def start(
         self,
         workflow: Any,

@@ -104,6 +104,33 @@ async def test_a_workflow_behind_its_row_catches_up(house: House) -> None:
     await eventually(caught_up)
 
 
+async def test_a_workflow_that_a_later_pass_still_sees_behind_breaks_the_promise(house: House) -> None:
+    await house.product("tea", 5)
+    order_id = await house.reserved("k-1", {"tea": 1})
+    await visible(house, 1)
+    await house.database.transact(lambda connection: orders.confirm(connection, order_id, 3600))
+    assert (await cross_check(house))["orders_told"] == [order_id]
+    assert (await house.get("/api/admin/ops/invariants"))["ok"], "it may just be listening"
+    await age(house)
+
+    async def listened() -> bool:
+        description = await house.workflow(order_id).describe()
+        return {key.name: value for key, value in description.typed_search_attributes}[
+            "WaybillOrderStatus"
+        ] != "RESERVED"
+
+    await eventually(listened)
+    await house.database.transact(lambda connection: orders.cancel(connection, order_id))
+    assert (await cross_check(house))["orders_told"] == [order_id]
+    broken = [each for each in (await house.get("/api/admin/ops/invariants"))["checks"] if not each["ok"]]
+    assert [(each["name"], each["sample"]) for each in broken] == [
+        ("workflows_and_rows_agree", [f"workflow_behind {order_id}"])
+    ]
+    await visible(house, 0)
+    await cross_check(house)
+    assert (await house.get("/api/admin/ops/invariants"))["ok"]
+
+
 async def without_rows(house: House, order_ids: list[str]) -> None:
     for table in ("reservations", "orders"):
         await house.sql(f"DELETE FROM {table} WHERE order_id = ANY(CAST(:ids AS text[]))", ids=order_ids)

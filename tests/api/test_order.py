@@ -12,6 +12,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from domain.ids import order_id as derive_order_id
+from local.ports import free_port
 from tests.houses import House, open_house, order_body
 from tests.receivers import Receiver, verified
 from tests.waiting import eventually
@@ -206,6 +207,22 @@ async def test_nobody_home_answers_at_once_and_starts_nothing(
         with pytest.raises(RPCError, match="not found"):
             await house.workflow(derive_order_id("client", "k-1")).describe()
         assert (await house.get("/api/orders"))["items"] == []
+
+
+async def test_without_temporal_nothing_is_started_and_the_answer_says_so(
+    house: House, database_url: str, installation: str
+) -> None:
+    await house.product("tea", 5)
+    held = await house.reserved("k-held", {"tea": 1})
+    nowhere = await Client.connect(f"127.0.0.1:{free_port()}", lazy=True)
+    async with open_house(database_url, nowhere, installation, worker=False) as cut_off:
+        answers = [await cut_off.order("k-1", {"tea": 1})]
+        answers += [await _command(cut_off, held, command) for command in ("confirm", "cancel")]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/temporal-unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+    assert [each["orderId"] for each in (await house.get("/api/orders"))["items"]] == [held]
+    assert (await house.get(f"/api/orders/{held}"))["status"] == "RESERVED"
 
 
 @pytest.mark.parametrize("stage", ["RESERVED", "CONFIRMED"])
