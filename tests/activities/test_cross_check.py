@@ -115,9 +115,8 @@ async def test_a_workflow_that_a_later_pass_still_sees_behind_breaks_the_promise
 
     async def listened() -> bool:
         description = await house.workflow(order_id).describe()
-        return {key.name: value for key, value in description.typed_search_attributes}[
-            "WaybillOrderStatus"
-        ] != "RESERVED"
+        shown = {key.name: value for key, value in description.typed_search_attributes}
+        return bool(shown["WaybillOrderStatus"] != "RESERVED")
 
     await eventually(listened)
     await house.database.transact(lambda connection: orders.cancel(connection, order_id))

@@ -88,6 +88,26 @@ class Watch:
 
         return asyncio.run(look())
 
+    @contextlib.contextmanager
+    def workflow_that_no_worker_knows(self) -> Iterator[None]:
+        """As one of a newer version is for a worker of an older one."""
+        address = read_stack_env(self.data_dir.stack_env)["TEMPORAL_ADDRESS"]
+        names = Names(self.environment.get("WAYBILL_INSTALLATION", "waybill"))
+
+        async def begin() -> None:
+            client = await Client.connect(address)
+            await client.start_workflow("Unknown", id=f"{names.main_queue}-unknown", task_queue=names.main_queue)
+
+        async def end() -> None:
+            client = await Client.connect(address)
+            await client.get_workflow_handle(f"{names.main_queue}-unknown").terminate("the test is over")
+
+        asyncio.run(begin())
+        try:
+            yield
+        finally:
+            asyncio.run(end())
+
     def begin(self, name: str, *arguments: str) -> Process:
         """Start a drill, in the place of one that may still wait (its test was not asked for)."""
         if name in self.drills:
@@ -181,6 +201,13 @@ def test_prometheus_reads_the_fleet_the_readiness_and_the_worker(watch: Watch) -
     wait_until(lambda: watch.watched.up() == dict.fromkeys(jobs, "up"), 30)
     names = watch.watched.names()
     assert {"ops_orders", "ops_outbox_backlog_size", "ops_invariant_violations", "temporal_request_total"} <= names
+
+
+def test_a_workflow_that_cannot_go_on_shows(watch: Watch) -> None:
+    failed = "temporal_workflow_task_execution_failed_total"
+    assert failed in runbook.metric_names(runbook.RULES.read_text())
+    with watch.workflow_that_no_worker_knows():
+        wait_until(lambda: failed in watch.watched.names(), 30)
 
 
 def test_a_first_look_keeps_a_snapshot(watch: Watch) -> None:
