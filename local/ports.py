@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,12 +40,17 @@ def require_free(wanted: Iterable[WantedPort]) -> None:
             )
 
 
+_FREE_PORTS = range(10_000, 32_000)
+"""Below those that systems give to outgoing connections (on Linux from 32768), which come at any moment."""
+
+
 def free_port() -> int:
     """A loopback TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.choice(_FREE_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _problem(want: WantedPort) -> str | None:
