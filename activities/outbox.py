@@ -177,6 +177,7 @@ class OutboxActivities:
         if key is None:
             raise ApplicationError(f"{message_id!r} is no message's id", non_retryable=True)
         position, endpoint_id = key
+        ends_at = asyncio.get_running_loop().time() + retries.ATTEMPT_SECONDS
         begun = await self._database.transact(lambda connection: retries.begin_retry(connection, position, endpoint_id))
         if begun is None:
             return RetryOutcome(MessageStatus.IGNORED, 0, error="its endpoint was deleted")
@@ -189,9 +190,16 @@ class OutboxActivities:
                 place_given_back=begun.place_given_back,
             )
         try:
-            await deliver(self._sinks[endpoint.kind], endpoint, message)
+            async with asyncio.timeout_at(ends_at):
+                await deliver(self._sinks[endpoint.kind], endpoint, message)
         except SendFailed as error:
             return await self._retry_failed(message, endpoint, error)
+        except asyncio.CancelledError:  # the worker shuts down: nobody need wait for an end that will not be seen
+            await self._database.transact(partial(retries.end_open_attempt, position=position, endpoint_id=endpoint_id))
+            raise
+        except TimeoutError:
+            unending = SendFailed(None, f"not over within {retries.ATTEMPT_SECONDS:g} s")
+            return await self._retry_failed(message, endpoint, unending)
         await self._database.transact(partial(retries.retry_delivered, message=message, endpoint=endpoint))
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
 

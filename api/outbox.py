@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time as clock
 import uuid
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.models import JsonObject, NeedsReason, Page, Reasoned, Text, actor, aware_time, big_integer, integer, time
-from api.problems import conflict, invalid, not_found
+from api.problems import Problem, conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import decisions, failures
-from db.outbox.decisions import MessageMissing, MessageSettled, PayloadRefused
+from db.outbox.decisions import AttemptInFlight, MessageMissing, MessageSettled, PayloadRefused
 from db.reports import show_failure
 from domain.outbox import (
     ErrorClass,
@@ -23,6 +28,11 @@ from domain.outbox import (
 )
 
 router = APIRouter(prefix="/api/admin")
+Result = TypeVar("Result")
+
+_PATIENCE_SECONDS = 3.0
+_LOOK_AGAIN_SECONDS = 0.1
+"""A try that is in flight is usually over in no time: an admin's call waits for its end, and only then decides."""
 
 
 # --- failing messages
@@ -142,12 +152,10 @@ async def replay(message: str, request: Request, services: ServicesDep, body: Re
     """Send a failing message again, and what waits behind it."""
     position, endpoint_id = _message_key(message)
     reason = body.reason if body else None
-    try:
-        status = await services.database.transact(
-            lambda connection: decisions.replay(connection, position, endpoint_id, actor=actor(request), reason=reason)
-        )
-    except (MessageMissing, MessageSettled) as error:
-        raise _cannot(error) from error
+    status = await _decide(
+        services,
+        lambda connection: decisions.replay(connection, position, endpoint_id, actor=actor(request), reason=reason),
+    )
     return {"messageId": message, "status": status}
 
 
@@ -162,13 +170,12 @@ async def fix(message: str, body: Fix, request: Request, services: ServicesDep) 
     """Send a failing message with another payload, in its place in the lane; under a new id if it may have arrived."""
     position, endpoint_id = _message_key(message)
     try:
-        fixed = await services.database.transact(
+        fixed = await _decide(
+            services,
             lambda connection: decisions.fix(
                 connection, position, endpoint_id, body.payload, actor=actor(request), reason=body.reason
-            )
+            ),
         )
-    except (MessageMissing, MessageSettled) as error:
-        raise _cannot(error) from error
     except PayloadRefused as error:
         raise invalid("invalid-payload", str(error)) from error
     return {"messageId": message, "status": fixed.status, "eventId": fixed.event_id, "fixes": fixed.fixes}
@@ -178,14 +185,12 @@ async def fix(message: str, body: Fix, request: Request, services: ServicesDep) 
 async def ignore(message: str, body: NeedsReason, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Give a failing message up; what waits behind it goes on."""
     position, endpoint_id = _message_key(message)
-    try:
-        status = await services.database.transact(
-            lambda connection: decisions.ignore(
-                connection, position, endpoint_id, actor=actor(request), reason=body.reason
-            )
-        )
-    except (MessageMissing, MessageSettled) as error:
-        raise _cannot(error) from error
+    status = await _decide(
+        services,
+        lambda connection: decisions.ignore(
+            connection, position, endpoint_id, actor=actor(request), reason=body.reason
+        ),
+    )
     return {"messageId": message, "status": status}
 
 
@@ -194,6 +199,32 @@ def _message_key(message: str) -> tuple[int, int]:
     if key is None:
         raise not_found("failing message")
     return key
+
+
+async def _decide(services: Services, decision: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    """Decide in one transaction, after the try that may be in flight; 409 where that does not end soon."""
+    began = clock.monotonic()
+    while True:
+        try:
+            return await services.database.transact(decision)
+        except AttemptInFlight as error:
+            if clock.monotonic() - began > _PATIENCE_SECONDS:
+                raise _in_flight(error) from error
+        except (MessageMissing, MessageSettled) as error:
+            raise _cannot(error) from error
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _in_flight(error: AttemptInFlight) -> Problem:
+    seconds = math.ceil(error.seconds)
+    return Problem(
+        409,
+        "attempt-in-flight",
+        "The message is being sent at this moment.",
+        f"Nothing was changed. Ask again when that attempt is over, in {seconds} s at the latest.",
+        members={"overWithinSeconds": seconds},
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 def _cannot(error: MessageMissing | MessageSettled) -> Exception:

@@ -11,7 +11,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.ops import record_action
-from db.outbox.retries import end_open_attempt, finish, free_lane
+from db.outbox.retries import IN_FLIGHT_SECONDS, end_open_attempt, finish, free_lane
 from domain.ids import new_id
 from domain.outbox import AttemptOutcome, MessageStatus, message_id, payload_problem
 
@@ -19,8 +19,9 @@ from domain.outbox import AttemptOutcome, MessageStatus, message_id, payload_pro
 _LOCK_FAILURE = text("""
     SELECT FROM outbox_failures WHERE endpoint_id = :endpoint_id AND position = :position FOR UPDATE
 """)
-_FAILURE = text("""
+_FAILURE = text(f"""
     SELECT f.endpoint_id, f.position, f.status, f.attempts, f.shard, f.lane, f.event_position,
+        {IN_FLIGHT_SECONDS} AS in_flight_seconds,
         CAST(event.event_id AS text) AS event_id, CAST(event.fixes AS text) AS fixes, event.data
     FROM outbox_failures f JOIN outbox_events event ON event.position = f.event_position
     WHERE f.endpoint_id = :endpoint_id AND f.position = :position
@@ -47,6 +48,14 @@ class MessageSettled(Exception):
         self.status = status
 
 
+class AttemptInFlight(Exception):
+    """The message is being sent at this moment: what can be done about it depends on how that ends."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the message is being sent, for {seconds:.0f} s more at most")
+        self.seconds = seconds
+
+
 class PayloadRefused(Exception):
     """The payload cannot take the place of the event's own; the message says why, in one sentence."""
 
@@ -56,12 +65,12 @@ async def replay(
 ) -> MessageStatus:
     """Put a failing message, and the lane behind it, back among the ready ones. Again: nothing more happens.
 
-    Raises MessageMissing, MessageSettled.
+    Raises MessageMissing, MessageSettled, AttemptInFlight.
     """
     failure = await lock_failure(connection, position, endpoint_id)
     if failure.status == MessageStatus.PENDING:
         return MessageStatus.PENDING
-    _refuse_settled(failure.status)
+    _refuse_decided(failure)
     return await replay_locked(connection, failure, actor=actor, reason=reason)
 
 
@@ -79,12 +88,12 @@ async def ignore(
 ) -> MessageStatus:
     """End a failing message undelivered; its lane goes on. Again: nothing more happens.
 
-    Raises MessageMissing, MessageSettled.
+    Raises MessageMissing, MessageSettled, AttemptInFlight.
     """
     failure = await lock_failure(connection, position, endpoint_id)
     if failure.status == MessageStatus.IGNORED:
         return MessageStatus.IGNORED
-    _refuse_settled(failure.status)
+    _refuse_decided(failure)
     return await ignore_locked(connection, failure, actor=actor, reason=reason)
 
 
@@ -147,7 +156,8 @@ async def fix(
 
     The event keeps its id if every attempt to send it surely failed. Else a receiver may know the id, and take the fix
     for a duplicate: a new event is made, which names the one that happened. The same payload again: nothing more
-    happens, but a message that FAILED with it is sent again. Raises MessageMissing, MessageSettled, PayloadRefused.
+    happens, but a message that FAILED with it is sent again. Raises MessageMissing, MessageSettled, AttemptInFlight,
+    PayloadRefused.
     """
     failure = await lock_failure(connection, position, endpoint_id)
     key = {"position": position, "endpoint_id": endpoint_id}
@@ -156,7 +166,7 @@ async def fix(
     already = bool(await connection.scalar(_FIXED_ALREADY, values))
     if already and failure.status not in (MessageStatus.FAILED, MessageStatus.IGNORED):
         return carried
-    _refuse_settled(failure.status)
+    _refuse_decided(failure)
     if problem := payload_problem(failure.data, payload):
         raise PayloadRefused(problem)
     event_position = failure.event_position
@@ -187,9 +197,12 @@ async def lock_failure(connection: AsyncConnection, position: int, endpoint_id: 
     return failure
 
 
-def _refuse_settled(status: str) -> None:
-    if status not in (MessageStatus.RETRYING, MessageStatus.FAILED):
-        raise MessageSettled(MessageStatus(status))
+def _refuse_decided(failure: Row[Any]) -> None:
+    """Nothing is decided about what is decided already, nor under the eyes of a try that is about to decide it."""
+    if failure.status not in (MessageStatus.RETRYING, MessageStatus.FAILED):
+        raise MessageSettled(MessageStatus(failure.status))
+    if failure.in_flight_seconds > 0:
+        raise AttemptInFlight(failure.in_flight_seconds)
 
 
 async def _put_back(connection: AsyncConnection, failure: Row[Any], event_position: int) -> None:

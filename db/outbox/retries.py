@@ -27,6 +27,14 @@ from domain.outbox import (
 )
 
 INTERRUPTED_ERROR = "the worker ended while it was sending"
+ATTEMPT_SECONDS = 35.0
+"""No try by a workflow lasts longer: an e-mail may wait 20 s for a connection, and then 10 s for an answer."""
+LEASE_SECONDS = ATTEMPT_SECONDS + 10.0
+"""So long after its beginning a try counts as in flight, unless its end is recorded: nobody else sends or decides."""
+IN_FLIGHT_SECONDS = f"""
+    CASE WHEN f.status = 'RETRYING' AND f.attempt_began_at IS NOT NULL THEN CAST(GREATEST(0, extract(epoch FROM
+        f.attempt_began_at + make_interval(secs => {LEASE_SECONDS}) - clock_timestamp())) AS float8) ELSE 0 END
+"""
 
 _SUSPECTS = text(f"""
     SELECT {message_columns("m", "0")}, m.endpoint_id
@@ -151,8 +159,9 @@ class Retry:
     """The endpoint cannot be sent to: meanwhile others have the workflow's place, and the message waits as a row."""
 
 
-_RETRY_STATE = text("""
-    SELECT f.status, f.attempts, f.shard, f.event_type, f.attempt_began_at IS NOT NULL AS interrupted,
+_RETRY_STATE = text(f"""
+    SELECT f.status, f.attempts, f.shard, f.event_type, f.attempt_began_at IS NOT NULL AS begun,
+        {IN_FLIGHT_SECONDS} AS in_flight_seconds,
         f.workflow_started_at IS NOT NULL AS has_workflow,
         endpoint.enabled AND endpoint.disabled_reason IS NULL
             AND COALESCE(endpoint.open_until <= clock_timestamp(), true) AS reachable,
@@ -162,7 +171,7 @@ _RETRY_STATE = text("""
     WHERE f.endpoint_id = :endpoint_id AND f.position = :position FOR NO KEY UPDATE OF f
 """)
 _BEGIN_RETRY = text(f"""
-    UPDATE outbox_failures failure SET attempts = failure.attempts + 1, attempt_began_at = now()
+    UPDATE outbox_failures failure SET attempts = failure.attempts + 1, attempt_began_at = to_timestamp(clock.seconds)
     FROM outbox_endpoints endpoint, outbox_events event, ({CLOCK}) clock
     WHERE failure.endpoint_id = :endpoint_id AND failure.position = :position
         AND endpoint.endpoint_id = failure.endpoint_id AND event.position = failure.event_position
@@ -173,12 +182,17 @@ _PROBED_WAIT_SECONDS = 1.0
 
 
 async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: int) -> Retry | None:
-    """Count the attempt before it is made, if it is due and the endpoint can be sent to. None: the row is gone."""
+    """Count the attempt before it is made, if it is due and the endpoint can be sent to. None: the row is gone.
+
+    While another attempt is in flight this one waits. An attempt is known by the moment at which it began.
+    """
     key = {"position": position, "endpoint_id": endpoint_id}
     state = (await connection.execute(_RETRY_STATE, key)).one_or_none()
     if state is None:
         return None
-    if state.interrupted:
+    if state.in_flight_seconds > 0:
+        return Retry(MessageStatus(state.status), state.attempts, state.in_flight_seconds)
+    if state.begun:  # and its end was never seen
         await end_open_attempt(connection, position, endpoint_id)
         if state.status == MessageStatus.RETRYING and retry_delay_seconds(ErrorClass.UNKNOWN, state.attempts) is None:
             await _give_up_interrupted(connection, state, key)
@@ -221,7 +235,8 @@ _END_RETRY = text("""
         fingerprint = COALESCE(:fingerprint, fingerprint), failed_at = now(), attempt_began_at = NULL,
         workflow_started_at = CASE WHEN :status = 'RETRYING' THEN workflow_started_at END,
         next_attempt_at = clock_timestamp() + make_interval(secs => :delay_seconds)
-    WHERE endpoint_id = :endpoint_id AND position = :position AND status = 'RETRYING' AND attempts = :counted
+    WHERE endpoint_id = :endpoint_id AND position = :position AND status = 'RETRYING'
+        AND attempt_began_at = to_timestamp(:began_at)
     RETURNING lane
 """)
 _COUNT_DISPATCHED = text("UPDATE outbox_shards SET dispatched = dispatched + 1 WHERE shard = :shard")
@@ -289,7 +304,7 @@ async def _end_retry(
         "delay_seconds": delay_seconds,
         "endpoint_id": endpoint_id,
         "position": message.position,
-        "counted": message.attempts,
+        "began_at": message.claimed_at,
     }
     return await connection.scalar(_END_RETRY, parameters) is not None
 

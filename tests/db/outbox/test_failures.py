@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
-from db.outbox import failures, retries
-from db.outbox.decisions import MessageMissing, MessageSettled
+from db.outbox import decisions, failures, retries
+from db.outbox.decisions import AttemptInFlight, MessageMissing, MessageSettled
 from db.outbox.retries import Retry
 from domain.ids import new_id
 from domain.outbox import FAILURE_WORKFLOWS, SHARDS, ErrorClass, MessageStatus
@@ -45,6 +47,14 @@ async def end(
         await outbox.shop.database.transact(
             lambda c: retries.retry_failed(c, message, endpoint, error_class, "no", delay_seconds, in_doubt=False)
         )
+
+
+async def long_begun(outbox: Outbox, retry: Retry | None) -> Retry:
+    """The retry, as if it had begun a minute ago: its lease is over, whatever became of it."""
+    assert retry is not None
+    assert retry.message is not None
+    await outbox.shop.sql("UPDATE outbox_failures SET attempt_began_at = attempt_began_at - interval '1 minute'")
+    return replace(retry, message=retry.message._replace(claimed_at=retry.message.claimed_at - 60))
 
 
 async def state(outbox: Outbox) -> tuple[object, ...]:
@@ -134,7 +144,7 @@ async def test_the_late_end_of_a_retry_does_not_undo_what_an_admin_decided(
     outbox: Outbox, late: ErrorClass | None
 ) -> None:
     position = await failing(outbox)
-    retry = await begin(outbox, position)
+    retry = await long_begun(outbox, await begin(outbox, position))
     await outbox.ignore(position)
     before = await outbox.shop.contents()
     await end(outbox, retry, late, None)
@@ -143,10 +153,25 @@ async def test_the_late_end_of_a_retry_does_not_undo_what_an_admin_decided(
 
 async def test_the_late_end_of_a_retry_does_not_end_a_later_one(outbox: Outbox) -> None:
     position = await failing(outbox)
-    slow = await begin(outbox, position)
+    slow = await long_begun(outbox, await begin(outbox, position))
     await begin(outbox, position)
     before = await outbox.shop.contents()
     await end(outbox, slow, ErrorClass.EVENT, None)
+    assert await outbox.shop.contents() == before
+
+
+async def test_the_late_end_of_a_retry_does_not_end_one_of_the_same_count_after_a_replay(outbox: Outbox) -> None:
+    position = await failing(outbox)
+    slow = await long_begun(outbox, await begin(outbox, position))
+    await outbox.replay(position)
+    epoch = await outbox.take()
+    (claimed,) = await outbox.claim(epoch)
+    await outbox.fail(epoch, claimed)
+    again = await begin(outbox, position)
+    assert again is not None
+    assert again.attempts == slow.attempts
+    before = await outbox.shop.contents()
+    await end(outbox, slow, None)
     assert await outbox.shop.contents() == before
 
 
@@ -235,8 +260,8 @@ async def test_an_endpoint_with_many_failing_messages_takes_no_places_from_anoth
 async def test_tries_that_kill_their_worker_come_to_an_end_too(outbox: Outbox, attempts: int, status: str) -> None:
     position = await failing(outbox)
     await outbox.shop.sql("UPDATE outbox_failures SET attempts = :n, workflow_started_at = now()", n=attempts)
-    await begin(outbox, position)
-    after = await begin(outbox, position)  # the first one's worker died
+    await long_begun(outbox, await begin(outbox, position))  # its worker died
+    after = await begin(outbox, position)
     assert after is not None
     assert (after.status, after.message is None) == (status, status == "FAILED")
     told = await outbox.shop.sql("SELECT outcome FROM outbox_attempts ORDER BY attempt_id")
@@ -248,6 +273,46 @@ async def test_tries_that_kill_their_worker_come_to_an_end_too(outbox: Outbox, a
 
 
 # --- what an admin does
+
+Decide = Callable[[Outbox, int], Awaitable[object]]
+
+
+async def fix(outbox: Outbox, position: int) -> object:
+    payload = {"orderId": A, "status": "RESERVED", "note": "mended"}
+    return await outbox.shop.database.transact(
+        lambda c: decisions.fix(c, position, outbox.endpoint_id, payload, actor="admin", reason="typo")
+    )
+
+
+DECISIONS = pytest.mark.parametrize("decide", [Outbox.replay, Outbox.ignore, fix], ids=lambda each: each.__name__)
+
+
+@DECISIONS
+async def test_while_a_try_is_in_flight_nobody_decides_and_nobody_else_tries(outbox: Outbox, decide: Decide) -> None:
+    position = await failing(outbox)
+    retry = await begin(outbox, position)
+    before = await outbox.shop.contents()
+    with pytest.raises(AttemptInFlight) as caught:
+        await decide(outbox, position)
+    assert retries.ATTEMPT_SECONDS < caught.value.seconds <= retries.LEASE_SECONDS
+    other = await begin(outbox, position)
+    assert other is not None
+    assert (other.message, other.status, other.wait_seconds > retries.ATTEMPT_SECONDS) == (None, "RETRYING", True)
+    assert await outbox.shop.contents() == before
+    await end(outbox, retry, ErrorClass.EVENT)
+    await decide(outbox, position)
+    assert await outbox.shop.value("SELECT count(*) FROM admin_actions WHERE action LIKE 'outbox.%'") == 1
+
+
+@DECISIONS
+async def test_a_try_whose_worker_was_killed_keeps_an_admin_waiting_no_longer_than_its_lease(
+    outbox: Outbox, decide: Decide
+) -> None:
+    position = await failing(outbox)
+    await long_begun(outbox, await begin(outbox, position))
+    await decide(outbox, position)
+    told = await outbox.shop.sql("SELECT outcome FROM outbox_attempts ORDER BY attempt_id")
+    assert told == [("failed",), ("interrupted",)]
 
 
 async def test_a_replay_puts_the_message_and_its_lane_back_in_order(outbox: Outbox) -> None:

@@ -49,7 +49,9 @@ async def retry(outbox: Outbox, position: int, error_class: ErrorClass | None, *
     message, endpoint = begun.message, begun.endpoint
     assert message is not None
     assert endpoint is not None
-    if error_class is not None:
+    if error_class is None:
+        await outbox.shop.sql("UPDATE outbox_failures SET attempt_began_at = now() - interval '1 minute'")
+    else:
         await outbox.shop.database.transact(
             lambda c: retries.retry_failed(c, message, endpoint, error_class, "no", 0.0, in_doubt=in_doubt)
         )
