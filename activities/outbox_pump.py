@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import time
-import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
-from db.outbox import breaker, relay, settle
+from db.outbox import breaker, probes, relay, settle
 from db.outbox.relay import Claimed
 from db.outbox.settle import Delivered
 from domain.outbox import Endpoint, ErrorClass, retry_delay_seconds
@@ -36,7 +35,6 @@ _LANE_WINDOW = 16
 """Of one lane: a long one leaves room for the others."""
 _LOOK_AHEAD = (1000, 16_000)
 """Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""
-_PROBE_CHOICE = 200
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
 _GATHER_SECONDS = (0.01, 0.1)
@@ -317,19 +315,14 @@ class Pump:
 
     async def _probe(self) -> None:
         """Try one message of an endpoint whose breaker is open, lane after lane: the oldest may all be poisoned."""
-        first_of_lane: dict[str, Claimed] = {}
-        for claimed in await self._claim(_PROBE_CHOICE):
-            first_of_lane.setdefault(claimed.message.lane, claimed)
-        if not first_of_lane:
+        endpoint_id = self.endpoint.endpoint_id
+        begin = partial(probes.begin_probe, shard=self._shard, endpoint=self.endpoint, epoch=self._epoch)
+        while (probe := await self._database.transact(begin)) and probe.until is None:
+            park = partial(settle.park, shard=self._shard, endpoint_id=endpoint_id, messages=[probe.claimed.message])
+            await self._database.transact(park)
+        if probe is None:
             return
-        endpoint_id, failures = self.endpoint.endpoint_id, self.endpoint.consecutive_failures
-        if not await self._database.execute_once(
-            lambda connection: breaker.take_probe(connection, endpoint_id, failures)
-        ):
-            return  # another shard's relay, or a retry, is trying it
-        # Each time another lane, in an order that has nothing to do with their age.
-        lanes = sorted(first_of_lane, key=lambda lane: zlib.crc32(lane.encode()))
-        choice = first_of_lane[lanes[failures % len(lanes)]]
+        choice = probe.claimed
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:

@@ -5,6 +5,8 @@ Its state is the endpoint's row: open while `open_until` is set, due for a probe
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -46,21 +48,26 @@ async def open_breaker(
     return delay_seconds
 
 
+# It waits for nobody: whoever has the row at this moment is about to open the breaker, or to close it.
 _TAKE_PROBE = text("""
-    UPDATE outbox_endpoints SET open_until = now() + make_interval(secs => :lease_seconds)
-    WHERE endpoint_id = :endpoint_id AND open_until <= now() AND consecutive_failures = :consecutive_failures
+    UPDATE outbox_endpoints SET open_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+    WHERE endpoint_id = (SELECT endpoint_id FROM outbox_endpoints WHERE endpoint_id = :endpoint_id
+        AND open_until <= clock_timestamp() AND consecutive_failures = :consecutive_failures
+        FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING open_until
 """)
 _PROBE_LEASE_SECONDS = 20.0
 
 
-async def take_probe(connection: AsyncConnection, endpoint_id: int, consecutive_failures: int) -> bool:
-    """Whether the caller is the one who may try the endpoint now. Should it die, another may after 20 s."""
+async def take_probe(connection: AsyncConnection, endpoint_id: int, consecutive_failures: int) -> datetime | None:
+    """Become the one who may try the endpoint now; answer until when. Should it die, another may after that."""
     parameters = {
         "endpoint_id": endpoint_id,
         "consecutive_failures": consecutive_failures,
         "lease_seconds": _PROBE_LEASE_SECONDS,
     }
-    return (await connection.execute(_TAKE_PROBE, parameters)).rowcount > 0
+    until: datetime | None = await connection.scalar(_TAKE_PROBE, parameters)
+    return until
 
 
 _CLOSE = text("""

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
 from db.outbox.breaker import close_breaker, open_breaker, take_probe
+from db.outbox.probes import clear_probes
 from db.outbox.relay import CLOCK, ENDPOINT_COLUMNS, endpoint_of, message_columns, message_of
 from db.outbox.settle import count_error, log_attempt, take_aside
 from db.outbox.write import EVENTS_CHANNEL
@@ -56,6 +57,7 @@ async def fail_suspects(connection: AsyncConnection, shard: int, epoch: int) -> 
 
     The relay that has just taken the shard calls it, before it claims anything. Raises StaleEpoch.
     """
+    await clear_probes(connection, shard, epoch)
     delay_seconds = retry_delay_seconds(ErrorClass.UNKNOWN, INTERRUPTIONS)
     for row in (await connection.execute(_SUSPECTS, {"shard": shard, "epoch": epoch})).all():
         await count_error(connection, shard, epoch, ErrorClass.UNKNOWN)

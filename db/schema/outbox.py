@@ -107,6 +107,8 @@ outbox_claims = Table(
     Column("suspect_until", BigInteger),
     # How often in a row a relay died while it was sending that one message alone.
     Column("interruptions", Integer, nullable=False, server_default="0"),
+    # The lane that a probe was of: the next one is of the lane after it, in the order of a hash of their names.
+    Column("probe_cursor", BigInteger),
 )
 
 outbox_parked = Table(

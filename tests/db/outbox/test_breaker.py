@@ -31,9 +31,10 @@ async def fail(
 
 
 async def take_probe(outbox: Outbox, endpoint: Endpoint) -> bool:
-    return await outbox.shop.database.transact(
+    until = await outbox.shop.database.transact(
         lambda c: breaker.take_probe(c, endpoint.endpoint_id, endpoint.consecutive_failures)
     )
+    return until is not None
 
 
 async def test_of_several_relays_that_see_the_same_failure_one_counts_it(outbox: Outbox) -> None:

@@ -1,0 +1,13 @@
+"""Where the probes of an endpoint are in their round of its lanes."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    op.add_column("outbox_claims", sa.Column("probe_cursor", sa.BigInteger(), nullable=True))

@@ -1,0 +1,64 @@
+"""One pump on a real receiver: it is run by hand, so that its pauses cost no time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from activities.outbox_pump import Pump
+from db.outbox import relay
+from db.outbox.write import write_events
+from domain.outbox import EventType, order_event, shard_of
+from sinks.webhook import WebhookSink
+from tests.houses import House
+from tests.receivers import Receiver
+
+SHARD = 2
+DUE = "UPDATE outbox_endpoints SET open_until = now() WHERE open_until IS NOT NULL"
+
+
+@pytest_asyncio.fixture
+async def sink() -> AsyncIterator[WebhookSink]:
+    """Sends to loopback."""
+    opened = WebhookSink(allow_private=True)
+    yield opened
+    await opened.close()
+
+
+async def happen(house: House, prefix: str, count: int) -> None:
+    """One event in each of so many lanes of the shard."""
+    lanes = (f"{prefix}-{number}" for number in itertools.count())
+    orders = itertools.islice((lane for lane in lanes if shard_of(f"order:{lane}") == SHARD), count)
+    events = [order_event(EventType.ORDER_RESERVED, each, each, {"status": "RESERVED"}) for each in orders]
+    await house.database.transact(lambda connection: write_events(connection, events))
+
+
+async def pump(house: House, sink: WebhookSink, epoch: int) -> bool:
+    """Pump once, as if the breaker's pause were over; answer whether there was anything to do."""
+    await house.sql(DUE)
+    async with house.database.read() as connection:
+        ready = await relay.ready_endpoints(connection, SHARD)
+    for endpoint in ready:
+        await Pump(house.database, sink, endpoint, SHARD, epoch).run()
+    return bool(ready)
+
+
+async def take(house: House) -> int:
+    return await house.database.transact(lambda connection: relay.take_shard(connection, SHARD, "test"))
+
+
+async def test_probes_reach_what_is_behind_any_number_of_lanes_that_fail(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink
+) -> None:
+    receiver.answer = lambda event: 500 if event["subject"].startswith("poison") else 200
+    await quiet_house.webhook("shop", receiver.url)
+    await happen(quiet_house, "poison", 210)
+    await happen(quiet_house, "healthy", 90)
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE name = 'shop'")
+    epoch = await take(quiet_house)
+    while not receiver.accepted:
+        assert await pump(quiet_house, sink, epoch)
+        assert len(receiver.requests) < 50
+    assert len({each.event["subject"] for each in receiver.requests}) == len(receiver.requests)
