@@ -204,11 +204,14 @@ class OutboxActivities:
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
 
     async def _retry_failed(self, message: Message, endpoint: Endpoint, error: SendFailed) -> RetryOutcome:
-        """Judge as the pump does: in doubt it is the event's fault only while other lanes' events pass there."""
-        error_class = error.blame
+        """Judge as the pump does: in doubt it is the event's fault only where other lanes' events pass there.
+
+        A probe of an open breaker that fails in doubt leaves it open, whatever passed before.
+        """
+        error_class = ErrorClass.ENDPOINT if error.in_doubt and endpoint.probing else error.blame
         if error_class is None:
             async with self._database.read() as connection:
-                passed = await settle.others_pass(connection, endpoint.endpoint_id, message.lane, EVIDENCE_SECONDS)
+                passed = await settle.others_pass(connection, endpoint.endpoint_id, message, EVIDENCE_SECONDS)
             error_class = ErrorClass.UNKNOWN if passed else ErrorClass.ENDPOINT
         delay = retry_delay_seconds(error_class, message.attempts, error.retry_after_seconds)
         failed = partial(

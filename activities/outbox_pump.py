@@ -17,13 +17,14 @@ from db.engine import Database
 from db.outbox import breaker, probes, relay, settle
 from db.outbox.relay import Claimed
 from db.outbox.settle import Delivered
-from domain.outbox import Endpoint, ErrorClass, retry_delay_seconds
+from domain.outbox import Endpoint, ErrorClass, Message, retry_delay_seconds
 from sinks import SendFailed, Sink, deliver
 
 log = structlog.get_logger(__name__)
 
 EVIDENCE_SECONDS = 10.0
-"""A failure that may be anybody's is the event's when another lane's event passed there within this time."""
+"""A failure that may be anybody's is the event's when another lane's event passed there within this time, or since the
+event's last failure there."""
 SUSPECT_LANES = 5
 """So many lanes failing one after the other, and nothing passing between, are the endpoint's fault all the same."""
 WINDOW = (200, 1000)
@@ -259,20 +260,33 @@ class Pump:
         if not self._undecided:
             return
         if len(self._suspect) >= SUSPECT_LANES:
+            await self._judge_again()
+        if len(self._suspect) >= SUSPECT_LANES:
             self._broken = self._broken or self._undecided[0]
         if self._broken or self._senders or self._outcomes:
             return
         waiting, self._undecided = self._undecided, []
         for failed in waiting:
-            lane = failed.claimed.message.lane
-            ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, lane=lane)
-            if self._passed_elsewhere(lane) or await self._database.execute_once(
-                partial(ask, seconds=EVIDENCE_SECONDS)
-            ):
+            message = failed.claimed.message
+            if self._passed_elsewhere(message.lane) or await self._others_pass(message, EVIDENCE_SECONDS):
                 await self._fail(failed, ErrorClass.UNKNOWN)
             else:
                 self._undecided.append(failed)
                 self._broken = self._broken or failed
+
+    async def _judge_again(self) -> None:
+        """Of many that fail alike, take out those that have failed before, and others passed between."""
+        waiting, self._undecided = self._undecided, []
+        for failed in waiting:
+            if await self._others_pass(failed.claimed.message, 0.0):
+                self._suspect.discard(failed.claimed.message.lane)
+                await self._fail(failed, ErrorClass.UNKNOWN)
+            else:
+                self._undecided.append(failed)
+
+    async def _others_pass(self, message: Message, seconds: float) -> bool:
+        ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, message=message, seconds=seconds)
+        return await self._database.execute_once(ask)
 
     def _passed_elsewhere(self, lane: str) -> bool:
         now = time.monotonic()

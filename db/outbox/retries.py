@@ -168,6 +168,8 @@ _RETRY_STATE = text(f"""
         endpoint.enabled AND endpoint.disabled_reason IS NULL
             AND COALESCE(endpoint.open_until <= clock_timestamp(), true) AS reachable,
         endpoint.open_until IS NOT NULL AS probing, endpoint.consecutive_failures,
+        endpoint.open_until IS NOT NULL AND EXISTS (SELECT FROM outbox_shards s JOIN outbox_messages m
+            ON m.shard = s.shard WHERE m.endpoint_id = endpoint.endpoint_id) AS relays_probe,
         CAST(COALESCE(extract(epoch FROM f.next_attempt_at - clock_timestamp()), 0) AS float8) AS wait_seconds
     FROM outbox_failures f JOIN outbox_endpoints endpoint USING (endpoint_id)
     WHERE f.endpoint_id = :endpoint_id AND f.position = :position FOR NO KEY UPDATE OF f
@@ -186,7 +188,8 @@ _PROBED_WAIT_SECONDS = 1.0
 async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: int) -> Retry | None:
     """Count the attempt before it is made, if it is due and the endpoint can be sent to. None: the row is gone.
 
-    While another attempt is in flight this one waits. An attempt is known by the moment at which it began.
+    While another attempt is in flight this one waits. An attempt is known by the moment at which it began. A breaker
+    is probed by relays if they have something: what passes there says more than one that failed before.
     """
     key = {"position": position, "endpoint_id": endpoint_id}
     state = (await connection.execute(_RETRY_STATE, key)).one_or_none()
@@ -208,7 +211,9 @@ async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: i
         return Retry(MessageStatus.RETRYING, state.attempts, 0.0, place_given_back=True)
     if state.wait_seconds > 0:
         return Retry(MessageStatus.RETRYING, state.attempts, state.wait_seconds)
-    if state.probing and not await take_probe(connection, endpoint_id, state.consecutive_failures):
+    if state.relays_probe or (
+        state.probing and not await take_probe(connection, endpoint_id, state.consecutive_failures)
+    ):
         return Retry(MessageStatus.RETRYING, state.attempts, _PROBED_WAIT_SECONDS)
     row = (await connection.execute(_BEGIN_RETRY, key)).one()
     return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row), endpoint_of(row))
@@ -241,6 +246,9 @@ _END_RETRY = text("""
         AND attempt_began_at = to_timestamp(:began_at)
     RETURNING lane
 """)
+_PASSED = text("""
+    UPDATE outbox_claims SET passed_lane = :lane, passed_at = now() WHERE shard = :shard AND endpoint_id = :endpoint_id
+""")
 _COUNT_DISPATCHED = text("UPDATE outbox_shards SET dispatched = dispatched + 1 WHERE shard = :shard")
 
 
@@ -253,6 +261,13 @@ async def retry_delivered(connection: AsyncConnection, message: Message, endpoin
         await finish(connection, message.position, endpoint_id, MessageStatus.DELIVERED)
         await free_lane(connection, endpoint_id, message.lane)
         await connection.execute(_COUNT_DISPATCHED, {"shard": message.shard})
+        passed = {"shard": message.shard, "endpoint_id": endpoint_id, "lane": message.lane}
+        await connection.execute(_PASSED, passed)
+
+
+_FOUND_OUT = text("""
+    SELECT error_class = 'unknown' FROM outbox_failures WHERE endpoint_id = :endpoint_id AND position = :position
+""")
 
 
 async def retry_failed(
@@ -269,16 +284,20 @@ async def retry_failed(
 ) -> None:
     """The retry failed too: RETRYING after the delay, FAILED without one.
 
-    The endpoint's fault burns no attempt, and opens its breaker.
+    The endpoint's fault burns no attempt, and opens its breaker. But one that was found to fail where others pass is no
+    witness against it: if in doubt again, and nobody passed since, it waits by itself.
     """
     endpoint_id = endpoint.endpoint_id
-    if error_class is ErrorClass.ENDPOINT:
+    key = {"endpoint_id": endpoint_id, "position": message.position}
+    alone = in_doubt and not endpoint.probing and await connection.scalar(_FOUND_OUT, key)
+    if error_class is ErrorClass.ENDPOINT and not alone:
         await open_breaker(connection, endpoint, error, gone=gone, retry_after_seconds=retry_after_seconds)
     elif endpoint.probing:
         await close_breaker(connection, endpoint_id)  # it answers, and found fault with the message alone
     status = MessageStatus.FAILED if delay_seconds is None else MessageStatus.RETRYING
     attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
-    if await _end_retry(connection, message, endpoint_id, status, attempts, error_class, error, delay_seconds):
+    told = ErrorClass.UNKNOWN if alone else error_class
+    if await _end_retry(connection, message, endpoint_id, status, attempts, told, error, delay_seconds):
         await log_attempt(connection, endpoint_id, message, error_class, error, in_doubt=in_doubt)
         await count_error(connection, message.shard, None, error_class, failed=status is MessageStatus.FAILED)
 

@@ -68,14 +68,19 @@ async def settle(
 
 _OTHERS_PASS = text("""
     SELECT EXISTS (SELECT FROM outbox_claims WHERE endpoint_id = :endpoint_id AND passed_lane <> :lane
-        AND passed_at > now() - make_interval(secs => :seconds))
+        AND passed_at > LEAST(now() - make_interval(secs => :seconds), (SELECT at FROM outbox_attempts
+            WHERE position = :position AND endpoint_id = :endpoint_id AND outcome <> 'interrupted'
+            ORDER BY attempt_id DESC LIMIT 1)))
 """)
 
 
-async def others_pass(connection: AsyncConnection, endpoint_id: int, lane: str, seconds: float) -> bool:
-    """Whether another lane's event passed at the endpoint within so many seconds, at any shard's relay."""
-    parameters = {"endpoint_id": endpoint_id, "lane": lane, "seconds": seconds}
-    return bool(await connection.scalar(_OTHERS_PASS, parameters))
+async def others_pass(connection: AsyncConnection, endpoint_id: int, message: Message, seconds: float) -> bool:
+    """Whether another lane's event passed at the endpoint, at any shard's relay, since this message last failed there.
+
+    Or within so many seconds: just before it failed, which it may do for the first time.
+    """
+    place = {"endpoint_id": endpoint_id, "lane": message.lane, "position": message.position}
+    return bool(await connection.scalar(_OTHERS_PASS, {**place, "seconds": seconds}))
 
 
 _COUNT_ERROR = {

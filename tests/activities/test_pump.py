@@ -62,3 +62,38 @@ async def test_probes_reach_what_is_behind_any_number_of_lanes_that_fail(
         assert await pump(quiet_house, sink, epoch)
         assert len(receiver.requests) < 50
     assert len({each.event["subject"] for each in receiver.requests}) == len(receiver.requests)
+
+
+async def test_many_lanes_that_fail_before_and_after_another_one_passes_are_found_out(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink
+) -> None:
+    receiver.answer = lambda event: 500 if event["subject"].startswith("poison") else 200
+    await quiet_house.webhook("shop", receiver.url)
+    await happen(quiet_house, "poison", 8)
+    epoch = await take(quiet_house)
+    await pump(quiet_house, sink, epoch)
+    assert await quiet_house.sql("SELECT * FROM outbox_failures") == []
+    await happen(quiet_house, "healthy", 1)
+    while not receiver.accepted:  # a probe
+        await pump(quiet_house, sink, epoch)
+    await pump(quiet_house, sink, epoch)
+    found_out = await quiet_house.sql("SELECT error_class, attempts, count(*) FROM outbox_failures GROUP BY 1, 2")
+    assert found_out == [("unknown", 1, 8)]
+    assert not await pump(quiet_house, sink, epoch)
+
+
+async def test_an_outage_after_an_outage_is_nobodys_fault_but_the_endpoints(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink
+) -> None:
+    await quiet_house.webhook("shop", receiver.url)
+    epoch = await take(quiet_house)
+    for number in range(3):
+        receiver.answer = lambda event: 503
+        await happen(quiet_house, f"o{number}", 20)
+        for _ in range(3):
+            await pump(quiet_house, sink, epoch)
+        receiver.answer = lambda event: 200
+        while await pump(quiet_house, sink, epoch):
+            pass
+    assert len(receiver.accepted) == 60
+    assert await quiet_house.sql("SELECT * FROM outbox_failures") == []

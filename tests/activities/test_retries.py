@@ -19,6 +19,7 @@ from domain.outbox import EventType, MessageStatus, SinkKind, message_id, order_
 from sinks.webhook import WebhookSink
 from tests.activities.lanes import PatientReceiver
 from tests.houses import House
+from tests.receivers import Receiver
 from tests.waiting import eventually
 
 ORDER = "o-1"
@@ -112,3 +113,68 @@ async def test_a_worker_that_shuts_down_in_a_try_leaves_it_to_the_next_one_at_on
         outcome = await ActivityEnvironment().run(outbox.retry_message, message)
     assert (outcome.status, outcome.attempts) == (MessageStatus.DELIVERED, 3)
     assert await quiet_house.sql("SELECT outcome FROM outbox_attempts") == [("interrupted",)]
+
+
+async def another_passes(house: House) -> None:
+    """Another lane's event passed a minute ago; what this one did was before that, and its pause is over."""
+    await house.sql("UPDATE outbox_attempts SET at = now() - interval '2 minutes'")
+    await house.sql("UPDATE outbox_failures SET next_attempt_at = now()")
+    await house.sql("""
+        INSERT INTO outbox_claims (shard, endpoint_id, epoch, positions, passed_lane, passed_at)
+        SELECT 0, endpoint_id, 1, '{}', 'order:another', now() - interval '1 minute' FROM outbox_endpoints
+        WHERE name = 'shop' ON CONFLICT (shard, endpoint_id) DO UPDATE SET passed_at = excluded.passed_at
+    """)
+
+
+async def test_an_event_that_always_fails_ends_failed_however_seldom_others_pass_and_holds_none_up(
+    quiet_house: House, outbox: OutboxActivities, receiver: Receiver
+) -> None:
+    message = await failing_message(quiet_house, receiver.url)
+    receiver.answer = lambda event: 500
+    opened = "SELECT consecutive_failures FROM outbox_endpoints WHERE open_until IS NOT NULL"
+    alone = await ActivityEnvironment().run(outbox.retry_message, message)
+    assert (alone.status, alone.error) == (MessageStatus.RETRYING, "endpoint: HTTP 500")
+    assert await quiet_house.sql(opened) == [(1,)]  # nothing has passed since it was first tried
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = NULL, consecutive_failures = 0")
+    for counted in range(2, 9):
+        await another_passes(quiet_house)
+        outcome = await ActivityEnvironment().run(outbox.retry_message, message)
+        assert (outcome.attempts, outcome.error) == (counted, "unknown: HTTP 500")
+        if outcome.status is MessageStatus.FAILED:
+            break
+        # While nobody passes it is not counted, but it is known by now: the others need not wait for its sake.
+        await quiet_house.sql("UPDATE outbox_failures SET next_attempt_at = now()")
+        await ActivityEnvironment().run(outbox.retry_message, message)
+        assert await quiet_house.sql(opened) == []
+        state = await quiet_house.sql("SELECT status, attempts, error_class FROM outbox_failures")
+        assert state == [("RETRYING", counted, "unknown")]
+    assert await quiet_house.sql("SELECT status, attempts FROM outbox_failures") == [("FAILED", 8)]
+
+
+async def test_a_probe_by_a_failing_message_gives_way_to_what_relays_can_try(
+    quiet_house: House, outbox: OutboxActivities, receiver: Receiver
+) -> None:
+    message = await failing_message(quiet_house, receiver.url)
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now(), consecutive_failures = 3")
+    event = order_event(EventType.ORDER_RESERVED, "o-2", "o-2", {"status": "RESERVED"})
+    await quiet_house.database.transact(lambda connection: write_events(connection, [event]))
+    gave_way = await ActivityEnvironment().run(outbox.retry_message, message)
+    assert (gave_way.status, gave_way.attempts, gave_way.place_given_back) == (MessageStatus.RETRYING, 1, False)
+    assert receiver.requests == []
+    await quiet_house.sql("DELETE FROM outbox_messages")
+    receiver.answer = lambda event: 500
+    await another_passes(quiet_house)
+    probed = await ActivityEnvironment().run(outbox.retry_message, message)
+    assert probed.error == "endpoint: HTTP 500"
+    failures = "SELECT consecutive_failures FROM outbox_endpoints WHERE name = 'shop' AND open_until > now()"
+    assert await quiet_house.sql(failures) == [(4,)]
+
+
+async def test_what_passes_by_a_retry_is_evidence_against_others(
+    quiet_house: House, outbox: OutboxActivities, receiver: Receiver
+) -> None:
+    message = await failing_message(quiet_house, receiver.url)
+    await another_passes(quiet_house)
+    await quiet_house.sql("UPDATE outbox_claims SET shard = (SELECT shard FROM outbox_failures), passed_lane = NULL")
+    await ActivityEnvironment().run(outbox.retry_message, message)
+    assert await quiet_house.sql("SELECT passed_lane FROM outbox_claims") == [(f"order:{ORDER}",)]

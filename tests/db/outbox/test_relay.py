@@ -14,7 +14,7 @@ from db.outbox import relay, retries, settle
 from db.outbox.relay import Claimed, StaleEpoch
 from db.outbox.settle import Delivered
 from db.outbox.write import write_events
-from domain.outbox import ErrorClass, EventType, order_event
+from domain.outbox import ErrorClass, EventType, Message, order_event
 from tests.db.outbox.outboxes import LANES, SHARD, A, B, C, Outbox
 
 
@@ -297,24 +297,47 @@ async def test_a_message_that_fails_after_its_replay_starts_its_tries_anew(outbo
 # --- whose fault it is, and the breaker
 
 
-async def passes(outbox: Outbox, lane: str, seconds: float = 60.0) -> bool:
+async def passes(outbox: Outbox, message: Message, seconds: float = 60.0) -> bool:
     async with outbox.shop.database.read() as connection:
-        return await settle.others_pass(connection, outbox.endpoint_id, f"order:{lane}", seconds)
+        return await settle.others_pass(connection, outbox.endpoint_id, message, seconds)
 
 
 async def test_another_lanes_success_is_evidence_for_a_while(outbox: Outbox) -> None:
-    for lane in (A, C):
+    for lane in (A, B, C):
         await outbox.happen(lane, "order.reserved")
     epoch = await outbox.take()
-    assert not await passes(outbox, A)
     claimed = await outbox.claim(epoch)
+    a, b, c = (each.message for each in claimed)
+    assert not await passes(outbox, a)
     await outbox.settle(epoch, claimed[:1])
-    assert [await passes(outbox, lane) for lane in (A, B, C)] == [False, True, True]
+    assert [await passes(outbox, each) for each in (a, b, c)] == [False, True, True]
     await outbox.shop.sql("UPDATE outbox_claims SET passed_at = now() - interval '2 minutes'")
-    assert not await passes(outbox, B)
-    assert await passes(outbox, B, seconds=600.0)
+    assert not await passes(outbox, b)
+    assert await passes(outbox, b, seconds=600.0)
     other = Outbox(outbox.shop, await outbox.webhook("other"))
-    assert not await passes(other, B, seconds=600.0)
+    assert not await passes(other, b, seconds=600.0)
+
+
+async def test_another_lanes_success_is_evidence_for_as_long_as_it_is_newer_than_the_last_failure(
+    outbox: Outbox,
+) -> None:
+    for lane in (A, B):
+        await outbox.happen(lane, "order.reserved")
+    epoch = await outbox.take()
+    claimed = await outbox.claim(epoch)
+    a, b = (each.message for each in claimed)
+    database = outbox.shop.database
+    await database.transact(
+        lambda c: settle.log_attempt(c, outbox.endpoint_id, b, ErrorClass.ENDPOINT, "HTTP 500", in_doubt=True)
+    )
+    assert not await passes(outbox, b, seconds=0.0)
+    await outbox.settle(epoch, claimed[:1])
+    await outbox.shop.sql("UPDATE outbox_claims SET passed_at = now() - interval '2 hours'")
+    await outbox.shop.sql("UPDATE outbox_attempts SET at = now() - interval '3 hours'")
+    assert await passes(outbox, b, seconds=0.0)
+    assert not await passes(outbox, a, seconds=0.0)
+    await outbox.shop.sql("UPDATE outbox_attempts SET at = now() - interval '1 hour'")
+    assert not await passes(outbox, b)
 
 
 async def test_a_batch_reads_its_own_rows_only_however_many_wait(outbox: Outbox) -> None:
