@@ -331,20 +331,25 @@ class Pump:
         """Try one message of an endpoint whose breaker is open, lane after lane: the oldest may all be poisoned."""
         endpoint_id = self.endpoint.endpoint_id
         begin = partial(probes.begin_probe, shard=self._shard, endpoint=self.endpoint, epoch=self._epoch)
-        while (probe := await self._database.transact(begin)) and probe.until is None:
-            park = partial(settle.park, shard=self._shard, endpoint_id=endpoint_id, messages=[probe.claimed.message])
-            await self._database.transact(park)
-        if probe is None:
-            return
-        choice = probe.claimed
+        until = None
+        while until is None:
+            probe = await self._database.transact(begin)
+            if probe is None:
+                return
+            choice, until = probe.claimed, probe.until
+            if choice.lane_blocked:
+                park = partial(settle.park, shard=self._shard, endpoint_id=endpoint_id, messages=[choice.message])
+                await self._database.transact(park)
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:
             await self._open_breaker(outcome)
             return
-        await self._database.transact(lambda connection: breaker.close_breaker(connection, endpoint_id))
+        close = partial(breaker.close_breaker, endpoint_id=endpoint_id, probe_until=until)
+        closed = await self._database.transact(partial(close, fence=(self._shard, self._epoch)))
         await self._end([outcome])
-        log.info("endpoint answers again", endpoint=self.endpoint.name)
+        if closed:
+            log.info("endpoint answers again", endpoint=self.endpoint.name)
 
     async def _let_go(self) -> None:
         """Nothing is being sent any more. Doubtful attempts without a verdict are logged: they may have arrived."""

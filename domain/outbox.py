@@ -115,6 +115,8 @@ class Endpoint:
     consecutive_failures: int
     probing: bool
     """Its breaker is open and due for a probe."""
+    probe_until: datetime | None = None
+    """It is the bearer's to try, until then."""
     recovering: bool = False
     """It came back a moment ago: it gets its messages by and by, not all at once."""
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.outbox.relay import StaleEpoch
 from domain.outbox import Endpoint, breaker_delay_seconds
 
 DISABLED_AFTER_DAYS = 5
@@ -70,13 +71,25 @@ async def take_probe(connection: AsyncConnection, endpoint_id: int, consecutive_
     return until
 
 
+# Whoever has opened or closed it since, or taken the next probe, has put another time there.
 _CLOSE = text("""
     UPDATE outbox_endpoints SET open_until = NULL, consecutive_failures = 0, last_error = NULL, failing_since = NULL,
         reachable_since = now()
-    WHERE endpoint_id = :endpoint_id
+    WHERE endpoint_id = :endpoint_id AND open_until = :probe_until
 """)
+_FENCE = text("SELECT true FROM outbox_shards WHERE shard = :shard AND epoch = :epoch FOR SHARE")
 
 
-async def close_breaker(connection: AsyncConnection, endpoint_id: int) -> None:
-    """A probe passed: send again."""
-    await connection.execute(_CLOSE, {"endpoint_id": endpoint_id})
+async def close_breaker(
+    connection: AsyncConnection, endpoint_id: int, probe_until: datetime, fence: tuple[int, int] | None = None
+) -> bool:
+    """The probe that was to last until then passed: send again. Answer whether the endpoint was still that probe's.
+
+    `fence`: a relay's shard and epoch. Raises StaleEpoch where another relay has the shard: it was frozen meanwhile.
+    """
+    closed = await connection.execute(_CLOSE, {"endpoint_id": endpoint_id, "probe_until": probe_until})
+    if fence is not None:
+        shard, epoch = fence
+        if not await connection.scalar(_FENCE, {"shard": shard, "epoch": epoch}):
+            raise StaleEpoch(shard)
+    return closed.rowcount > 0

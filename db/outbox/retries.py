@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -211,12 +211,15 @@ async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: i
         return Retry(MessageStatus.RETRYING, state.attempts, 0.0, place_given_back=True)
     if state.wait_seconds > 0:
         return Retry(MessageStatus.RETRYING, state.attempts, state.wait_seconds)
-    if state.relays_probe or (
-        state.probing and not await take_probe(connection, endpoint_id, state.consecutive_failures)
-    ):
-        return Retry(MessageStatus.RETRYING, state.attempts, _PROBED_WAIT_SECONDS)
+    probe_until = None
+    if state.probing:
+        if not state.relays_probe:
+            probe_until = await take_probe(connection, endpoint_id, state.consecutive_failures)
+        if probe_until is None:
+            return Retry(MessageStatus.RETRYING, state.attempts, _PROBED_WAIT_SECONDS)
     row = (await connection.execute(_BEGIN_RETRY, key)).one()
-    return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row), endpoint_of(row))
+    endpoint = replace(endpoint_of(row), probe_until=probe_until)
+    return Retry(MessageStatus.RETRYING, row.attempts, 0.0, message_of(row), endpoint)
 
 
 # Every end of its tries gives the message's place to the next one.
@@ -255,8 +258,8 @@ _COUNT_DISPATCHED = text("UPDATE outbox_shards SET dispatched = dispatched + 1 W
 async def retry_delivered(connection: AsyncConnection, message: Message, endpoint: Endpoint) -> None:
     """The retry passed: the message is DELIVERED and its lane goes on; a breaker that was open is closed."""
     endpoint_id = endpoint.endpoint_id
-    if endpoint.probing:
-        await close_breaker(connection, endpoint_id)
+    if endpoint.probe_until:
+        await close_breaker(connection, endpoint_id, endpoint.probe_until)
     if await _end_retry(connection, message, endpoint_id, MessageStatus.DELIVERED, message.attempts):
         await finish(connection, message.position, endpoint_id, MessageStatus.DELIVERED)
         await free_lane(connection, endpoint_id, message.lane)
@@ -292,8 +295,8 @@ async def retry_failed(
     alone = in_doubt and not endpoint.probing and await connection.scalar(_FOUND_OUT, key)
     if error_class is ErrorClass.ENDPOINT and not alone:
         await open_breaker(connection, endpoint, error, gone=gone, retry_after_seconds=retry_after_seconds)
-    elif endpoint.probing:
-        await close_breaker(connection, endpoint_id)  # it answers, and found fault with the message alone
+    elif endpoint.probe_until:  # it answers, and found fault with the message alone
+        await close_breaker(connection, endpoint_id, endpoint.probe_until)
     status = MessageStatus.FAILED if delay_seconds is None else MessageStatus.RETRYING
     attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
     told = ErrorClass.UNKNOWN if alone else error_class
