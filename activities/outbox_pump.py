@@ -372,12 +372,13 @@ class Pump:
         endpoint, error = self.endpoint, failed.error
 
         async def work(connection: AsyncConnection) -> float:
+            seconds = await breaker.open_breaker(
+                connection, endpoint, error.full, gone=error.gone, retry_after_seconds=error.retry_after_seconds
+            )
             await settle.count_error(connection, self._shard, self._epoch, ErrorClass.ENDPOINT)
             for each in {failed, *self._undecided}:
                 await self._log_attempt(connection, each, ErrorClass.ENDPOINT)
-            return await breaker.open_breaker(
-                connection, endpoint, error.full, gone=error.gone, retry_after_seconds=error.retry_after_seconds
-            )
+            return seconds
 
         delay_seconds = await self._database.transact(work)
         log.warning("endpoint fails", endpoint=endpoint.name, seconds=delay_seconds, error=error.detail)

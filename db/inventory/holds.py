@@ -1,7 +1,7 @@
 """Reservations, and the counters of the products that they hold.
 
-Lock order everywhere: order → products (by SKU) → couriers (by id) → deliveries (by id). Counters move by relative
-updates, and only when the reservation's row moved.
+Lock order everywhere: order → products (by SKU) → couriers (by id) → deliveries (by id) → outbox (its own order:
+`db/outbox/__init__.py`). Counters move by relative updates, and only when the reservation's row moved.
 """
 
 from __future__ import annotations

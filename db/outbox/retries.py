@@ -174,6 +174,12 @@ _RETRY_STATE = text(f"""
     FROM outbox_failures f JOIN outbox_endpoints endpoint USING (endpoint_id)
     WHERE f.endpoint_id = :endpoint_id AND f.position = :position FOR NO KEY UPDATE OF f
 """)
+# Where an attempt's end was not seen the message may be given up, and that is counted.
+_LOCK_SHARD_OF_BEGUN = text("""
+    SELECT FROM outbox_shards WHERE shard = (SELECT shard FROM outbox_failures
+        WHERE endpoint_id = :endpoint_id AND position = :position AND attempt_began_at IS NOT NULL)
+    FOR NO KEY UPDATE
+""")
 _BEGIN_RETRY = text(f"""
     UPDATE outbox_failures failure SET attempts = failure.attempts + 1, attempt_began_at = to_timestamp(clock.seconds)
     FROM outbox_endpoints endpoint, outbox_events event, ({CLOCK}) clock
@@ -192,6 +198,7 @@ async def begin_retry(connection: AsyncConnection, position: int, endpoint_id: i
     is probed by relays if they have something: what passes there says more than one that failed before.
     """
     key = {"position": position, "endpoint_id": endpoint_id}
+    await connection.execute(_LOCK_SHARD_OF_BEGUN, key)
     state = (await connection.execute(_RETRY_STATE, key)).one_or_none()
     if state is None:
         return None
@@ -249,6 +256,7 @@ _END_RETRY = text("""
         AND attempt_began_at = to_timestamp(:began_at)
     RETURNING lane
 """)
+_LOCK_SHARD = text("SELECT FROM outbox_shards WHERE shard = :shard FOR NO KEY UPDATE")
 _PASSED = text("""
     UPDATE outbox_claims SET passed_lane = :lane, passed_at = now() WHERE shard = :shard AND endpoint_id = :endpoint_id
 """)
@@ -260,6 +268,7 @@ async def retry_delivered(connection: AsyncConnection, message: Message, endpoin
     endpoint_id = endpoint.endpoint_id
     if endpoint.probe_until:
         await close_breaker(connection, endpoint_id, endpoint.probe_until)
+    await connection.execute(_LOCK_SHARD, {"shard": message.shard})
     if await _end_retry(connection, message, endpoint_id, MessageStatus.DELIVERED, message.attempts):
         await finish(connection, message.position, endpoint_id, MessageStatus.DELIVERED)
         await free_lane(connection, endpoint_id, message.lane)
@@ -300,6 +309,7 @@ async def retry_failed(
     status = MessageStatus.FAILED if delay_seconds is None else MessageStatus.RETRYING
     attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
     told = ErrorClass.UNKNOWN if alone else error_class
+    await connection.execute(_LOCK_SHARD, {"shard": message.shard})
     if await _end_retry(connection, message, endpoint_id, status, attempts, told, error, delay_seconds):
         await log_attempt(connection, endpoint_id, message, error_class, error, in_doubt=in_doubt)
         await count_error(connection, message.shard, None, error_class, failed=status is MessageStatus.FAILED)

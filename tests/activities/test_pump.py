@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from activities.outbox_pump import Pump
-from db.outbox import relay
+from db.outbox import relay, retries
 from db.outbox.write import write_events
-from domain.outbox import EventType, order_event, shard_of
+from domain.outbox import ErrorClass, EventType, order_event, shard_of
 from sinks.webhook import WebhookSink
 from tests.houses import House
 from tests.receivers import Receiver
+from tests.waiting import eventually
 
 SHARD = 2
 DUE = "UPDATE outbox_endpoints SET open_until = now() WHERE open_until IS NOT NULL"
@@ -97,3 +102,78 @@ async def test_an_outage_after_an_outage_is_nobodys_fault_but_the_endpoints(
             pass
     assert len(receiver.accepted) == 60
     assert await quiet_house.sql("SELECT * FROM outbox_failures") == []
+
+
+LOCKS = {
+    "endpoint": "SELECT FROM outbox_endpoints WHERE name = 'shop' FOR UPDATE",
+    "shard": "SELECT FROM outbox_shards FOR UPDATE",
+    "failing message": "SELECT FROM outbox_failures FOR UPDATE",
+}
+
+
+async def waits(house: House) -> bool:
+    """Somebody waits for a lock."""
+    return bool((await house.sql("SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0])
+
+
+async def lock(connection: AsyncConnection, what: str, wait: str = "") -> None:
+    await connection.execute(text(f"{LOCKS[what]} {wait}"))
+
+
+async def test_a_pump_that_opens_the_breaker_locks_the_endpoint_before_its_shard(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink
+) -> None:
+    receiver.answer = lambda event: 401
+    await quiet_house.webhook("shop", receiver.url)
+    await happen(quiet_house, "o", 1)
+    epoch = await take(quiet_house)
+
+    async def somebody_has_the_endpoint(connection: AsyncConnection) -> asyncio.Task[bool]:
+        await lock(connection, "endpoint")
+        pumping = asyncio.create_task(pump(quiet_house, sink, epoch))
+        await eventually(lambda: waits(quiet_house))
+        await lock(connection, "shard", "NOWAIT")
+        return pumping
+
+    assert await (await quiet_house.database.transact(somebody_has_the_endpoint))
+    assert await quiet_house.sql("SELECT consecutive_failures FROM outbox_endpoints WHERE name = 'shop'") == [(1,)]
+
+
+@pytest.mark.parametrize(("held", "free"), [*itertools.pairwise(LOCKS)])
+@pytest.mark.parametrize("passes", [True, False])
+async def test_the_end_of_a_probe_by_a_retry_locks_endpoint_shard_and_message_in_this_order(
+    quiet_house: House, held: str, free: str, passes: bool
+) -> None:
+    await quiet_house.webhook("shop", "http://127.0.0.1:9/")
+    await happen(quiet_house, "o", 1)
+    [(position, endpoint_id)] = await quiet_house.sql("""
+        WITH gone AS (DELETE FROM outbox_messages RETURNING *)
+        INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
+            error_class, last_error, fingerprint)
+        SELECT endpoint_id, position, event_position, shard, lane, 'waybill.order.reserved', 'RETRYING', 1, 'event',
+            'HTTP 400', 'f' FROM gone RETURNING position, endpoint_id
+    """)
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE name = 'shop'")
+    database = quiet_house.database
+    begun = await database.transact(lambda c: retries.begin_retry(c, position, endpoint_id))
+    assert begun is not None
+    message, endpoint = begun.message, begun.endpoint
+    assert message is not None
+    assert endpoint is not None
+
+    async def end(connection: AsyncConnection) -> None:
+        if passes:
+            await retries.retry_delivered(connection, message, endpoint)
+        else:
+            await retries.retry_failed(connection, message, endpoint, ErrorClass.ENDPOINT, "no", 9.0, in_doubt=False)
+
+    async def somebody_has_it(connection: AsyncConnection) -> asyncio.Task[None]:
+        await lock(connection, held)
+        ending = asyncio.create_task(database.transact(end))
+        await eventually(lambda: waits(quiet_house))
+        await lock(connection, free, "NOWAIT")
+        return ending
+
+    await (await database.transact(somebody_has_it))
+    [(status,)] = await quiet_house.sql("SELECT status FROM outbox_failures")
+    assert status == ("DELIVERED" if passes else "RETRYING")
