@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,11 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.models import LongText, Name, Page, Reasoned, Text, actor, integer, time
-from api.problems import invalid, not_found
-from api.services import ServicesDep
+from api.problems import conflict, invalid, not_found
+from api.services import Services, ServicesDep
 from db.outbox import endpoints
+from db.outbox.endpoints import BeingDeleted
 from domain.outbox import PUBLIC_TYPES, RESERVED_NAMES, new_webhook_secret
 from sinks.webhook import url_problem
 
@@ -46,10 +49,11 @@ async def put_webhook(name: Name, body: PutWebhook, request: Request, services: 
         raise invalid("reserved-name", f"The name {name!r} is that of a sink of its own.")
     secret = new_webhook_secret()
     wish = endpoints.WebhookWish(body.url, body.event_types, body.unordered_event_types, body.enabled)
-    created = await services.database.transact(
+    created = await _change(
+        services,
         lambda connection: endpoints.put_webhook(
             connection, name, wish, secret, actor=actor(request), reason=body.reason
-        )
+        ),
     )
     shown = await get_webhook(name, services)
     return JSONResponse({**shown, "secret": secret} if created else shown, 201 if created else 200)
@@ -78,16 +82,17 @@ async def list_webhooks(services: ServicesDep, page: Annotated[Page, Depends()])
 async def delete_webhook(
     name: str, request: Request, services: ServicesDep, reason: Annotated[LongText | None, Query()] = None
 ) -> Response:
-    """End a webhook; what it had not received is dropped."""
-    endpoint_id = await services.database.transact(partial(endpoints.stop_webhook, name=name))
+    """End a webhook; what it had not received is dropped. Again, should the first call break off: it goes on."""
+    admin = actor(request)
+    begin = partial(endpoints.begin_deletion, name=name, actor=admin, reason=reason)
+    endpoint_id = await services.database.transact(begin)
     if endpoint_id is None:
         raise not_found("webhook")
     dropped = 0
     while more := await services.database.transact(partial(endpoints.drop_messages, endpoint_id=endpoint_id)):
         dropped += more
-    await services.database.transact(
-        partial(endpoints.delete_webhook, name=name, dropped=dropped, actor=actor(request), reason=reason)
-    )
+    end = partial(endpoints.end_deletion, endpoint_id=endpoint_id, dropped=dropped, actor=admin, reason=reason)
+    await services.database.transact(end)
     return Response(status_code=204)
 
 
@@ -98,8 +103,9 @@ async def rotate_secret(
     """Give the webhook a new secret; for a day its messages carry a signature by the old one too."""
     secret = new_webhook_secret()
     reason = body.reason if body else None
-    rotated = await services.database.transact(
-        lambda connection: endpoints.rotate_secret(connection, name, secret, actor=actor(request), reason=reason)
+    rotated = await _change(
+        services,
+        lambda connection: endpoints.rotate_secret(connection, name, secret, actor=actor(request), reason=reason),
     )
     if not rotated:
         raise not_found("webhook")
@@ -112,12 +118,20 @@ async def enable_webhook(
 ) -> dict[str, Any]:
     """Send to the webhook again, at once."""
     reason = body.reason if body else None
-    enabled = await services.database.transact(
-        lambda connection: endpoints.enable_webhook(connection, name, actor=actor(request), reason=reason)
+    enabled = await _change(
+        services, lambda connection: endpoints.enable_webhook(connection, name, actor=actor(request), reason=reason)
     )
     if not enabled:
         raise not_found("webhook")
     return await get_webhook(name, services)
+
+
+async def _change(services: Services, change: Callable[[AsyncConnection], Awaitable[bool]]) -> bool:
+    try:
+        return await services.database.transact(change)
+    except BeingDeleted as error:
+        title = "The webhook is being deleted; if that takes long, DELETE it again."
+        raise conflict("webhook-being-deleted", title) from error
 
 
 def _show_webhook(row: Row[Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import CursorResult, Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
@@ -16,7 +16,8 @@ from db.outbox.write import ENDPOINTS_LOCK, EVENTS_CHANNEL
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _COLUMNS = """
-    endpoint_id, name, url, event_types, unordered_types, enabled, disabled_reason,
+    endpoint_id, name, url, event_types, unordered_types, enabled,
+    CASE WHEN deletion_began_at IS NULL THEN disabled_reason ELSE 'it is being deleted' END AS disabled_reason,
     open_until IS NOT NULL AS open, consecutive_failures, last_error, failing_since, created_at
 """
 _GET = text(f"SELECT {_COLUMNS} FROM outbox_endpoints WHERE name = :name AND kind = 'webhook'")
@@ -33,24 +34,28 @@ _INSERT = text("""
 _UPDATE = text("""
     UPDATE outbox_endpoints SET url = :url, event_types = CAST(:event_types AS text[]),
         unordered_types = CAST(:unordered_types AS text[]), enabled = :enabled
-    WHERE name = :name AND kind = 'webhook'
+    WHERE name = :name AND kind = 'webhook' AND deletion_began_at IS NULL
 """)
 _ENABLE = text("""
     UPDATE outbox_endpoints
     SET enabled = true, disabled_reason = NULL, open_until = NULL, consecutive_failures = 0, last_error = NULL,
         failing_since = NULL, reachable_since = now()
-    WHERE name = :name AND kind = 'webhook'
+    WHERE name = :name AND kind = 'webhook' AND deletion_began_at IS NULL
 """)
 _ROTATE = text("""
     UPDATE outbox_endpoints SET previous_secret = secret, secret = :secret,
         previous_secret_until = now() + make_interval(hours => :hours)
-    WHERE name = :name AND kind = 'webhook'
+    WHERE name = :name AND kind = 'webhook' AND deletion_began_at IS NULL
 """)
 OLD_SECRET_HOURS = 24
 """How long messages are signed with the previous secret too."""
 
-_DISABLE = text("""
-    UPDATE outbox_endpoints SET enabled = false WHERE name = :name AND kind = 'webhook' RETURNING endpoint_id
+_BEGIN_DELETION = text("""
+    UPDATE outbox_endpoints SET enabled = false, deletion_began_at = now()
+    WHERE name = :name AND kind = 'webhook' AND deletion_began_at IS NULL RETURNING endpoint_id, url, event_types
+""")
+_LOCK_DELETED = text("""
+    SELECT name FROM outbox_endpoints WHERE endpoint_id = :endpoint_id AND deletion_began_at IS NOT NULL FOR UPDATE
 """)
 _DELETE = text("DELETE FROM outbox_endpoints WHERE endpoint_id = :endpoint_id")
 _DROP_CLAIMS = text("DELETE FROM outbox_claims WHERE endpoint_id = :endpoint_id")
@@ -63,6 +68,10 @@ _DROP = {
     """)
     for table in _TABLES_OF_MESSAGES
 }
+
+
+class BeingDeleted(Exception):
+    """The webhook is being deleted: nothing else can become of it."""
 
 
 async def get_webhook(connection: AsyncConnection, name: str) -> Row[Any] | None:
@@ -97,7 +106,8 @@ async def put_webhook(
 ) -> bool:
     """Make or change a webhook; answer whether it was made, and with `secret`.
 
-    What waits behind a failing event only for the sake of an order that is no longer wanted goes on at once.
+    What waits behind a failing event only for the sake of an order that is no longer wanted goes on at once. Raises
+    BeingDeleted.
     """
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     found = await get_webhook(connection, name)
@@ -106,7 +116,7 @@ async def put_webhook(
     if found is None:
         await connection.execute(_INSERT, {"name": name, "secret": secret, **after})
     else:
-        await connection.execute(_UPDATE, {"name": name, **after})
+        _must_have_changed(await connection.execute(_UPDATE, {"name": name, **after}))
         if released := sorted(set(wish.unordered_types) - set(found.unordered_types)):
             await _release(connection, found.endpoint_id, released)
         if ordered := sorted(set(found.unordered_types) - set(wish.unordered_types)):
@@ -156,56 +166,73 @@ async def _release(connection: AsyncConnection, endpoint_id: int, event_types: S
         await free_lane(connection, endpoint_id, lane)
 
 
-async def stop_webhook(connection: AsyncConnection, name: str) -> int | None:
-    """Send nothing more to a webhook that is about to be deleted; answer its endpoint's id."""
+def _must_have_changed(result: CursorResult[Any]) -> None:
+    if result.rowcount == 0:
+        raise BeingDeleted
+
+
+async def begin_deletion(connection: AsyncConnection, name: str, *, actor: str, reason: str | None) -> int | None:
+    """End a webhook: nothing more is sent to it. Answer its endpoint's id, also where that had been decided before."""
     announce(connection, EVENTS_CHANNEL)
-    endpoint_id: int | None = await connection.scalar(_DISABLE, {"name": name})
-    return endpoint_id
+    ended = (await connection.execute(_BEGIN_DELETION, {"name": name})).one_or_none()
+    if ended is None:
+        found = await get_webhook(connection, name)
+        return found.endpoint_id if found else None
+    before = {"url": ended.url, "event_types": ended.event_types}
+    await record_action(connection, actor, "webhook.delete", f"webhook:{name}", reason, before=before, after=None)
+    return int(ended.endpoint_id)
 
 
 async def drop_messages(connection: AsyncConnection, endpoint_id: int) -> int:
     """Drop a batch of what the endpoint had not received; answer how many, 0 when nothing is left."""
-    dropped = 0
     for table in _TABLES_OF_MESSAGES:
         parameters = {"endpoint_id": endpoint_id, "limit": _DROP_BATCH}
-        dropped += (await connection.execute(_DROP[table], parameters)).rowcount
-    return dropped
+        if dropped := (await connection.execute(_DROP[table], parameters)).rowcount:
+            return dropped
+    return 0
 
 
-async def delete_webhook(
-    connection: AsyncConnection, name: str, dropped: int, *, actor: str, reason: str | None
+async def end_deletion(
+    connection: AsyncConnection, endpoint_id: int, dropped: int, *, actor: str, reason: str | None
 ) -> bool:
-    """End a stopped webhook, with what came for it meanwhile; answer whether there was one."""
+    """Forget an ended webhook, and what came for it meanwhile; answer whether it was still there."""
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
-    found = await get_webhook(connection, name)
-    if found is None:
+    name = await connection.scalar(_LOCK_DELETED, {"endpoint_id": endpoint_id})
+    if name is None:
         return False
-    while more := await drop_messages(connection, found.endpoint_id):
+    while more := await drop_messages(connection, endpoint_id):
         dropped += more
-    await connection.execute(_DROP_CLAIMS, {"endpoint_id": found.endpoint_id})
-    await connection.execute(_DELETE, {"endpoint_id": found.endpoint_id})
-    before = {"url": found.url, "event_types": found.event_types, "dropped": dropped}
-    await record_action(connection, actor, "webhook.delete", f"webhook:{name}", reason, before=before, after=None)
+    await connection.execute(_DROP_CLAIMS, {"endpoint_id": endpoint_id})
+    await connection.execute(_DELETE, {"endpoint_id": endpoint_id})
+    after = {"dropped": dropped}
+    await record_action(connection, actor, "webhook.deleted", f"webhook:{name}", reason, before=None, after=after)
     return True
 
 
 async def rotate_secret(connection: AsyncConnection, name: str, secret: str, *, actor: str, reason: str | None) -> bool:
-    """Sign with a new secret, for a day with the old one too; answer whether there is such a webhook."""
+    """Sign with a new secret, for a day with the old one too; answer whether there is such a webhook.
+
+    Raises BeingDeleted.
+    """
+    if await get_webhook(connection, name) is None:
+        return False
     announce(connection, EVENTS_CHANNEL)
     parameters = {"name": name, "secret": secret, "hours": OLD_SECRET_HOURS}
-    if (await connection.execute(_ROTATE, parameters)).rowcount == 0:
-        return False
+    _must_have_changed(await connection.execute(_ROTATE, parameters))
     await record_action(connection, actor, "webhook.rotate_secret", f"webhook:{name}", reason, before=None, after=None)
     return True
 
 
 async def enable_webhook(connection: AsyncConnection, name: str, *, actor: str, reason: str | None) -> bool:
-    """Send to a webhook again, at once, whatever stopped it; answer whether there is such a webhook."""
+    """Send to a webhook again, at once, whatever stopped it; answer whether there is such a webhook.
+
+    Raises BeingDeleted.
+    """
     found = await get_webhook(connection, name)
     if found is None:
         return False
     announce(connection, EVENTS_CHANNEL)
-    await connection.execute(_ENABLE, {"name": name})
+    _must_have_changed(await connection.execute(_ENABLE, {"name": name}))
     before = {"enabled": found.enabled, "open": found.open}
     if before != (after := {"enabled": True, "open": False}):
         await record_action(connection, actor, "webhook.enable", f"webhook:{name}", reason, before=before, after=after)

@@ -64,6 +64,10 @@ async def _all_arrived(receiver: Receiver, count: int) -> None:
 async def test_a_deleted_webhook_is_gone_and_its_name_can_be_used_again(house: House, receiver: Receiver) -> None:
     await house.webhook("shop", receiver.url, enabled=False)
     await house.product("tea", 5)
+    await house.sql("UPDATE outbox_endpoints SET deletion_began_at = now(), enabled = false WHERE name = 'shop'")
+    refused = await house.call("PUT", "/api/admin/webhooks/shop", {"url": receiver.url})
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/webhook-being-deleted")
+    assert (await house.get("/api/admin/webhooks/shop"))["disabledReason"] == "it is being deleted"
     assert (await house.call("DELETE", "/api/admin/webhooks/shop?reason=closed")).status_code == 204
     assert (await house.call("DELETE", "/api/admin/webhooks/shop")).status_code == 404
     assert (await house.call("GET", "/api/admin/webhooks/shop")).status_code == 404

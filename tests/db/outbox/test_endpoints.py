@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
 from db.outbox import endpoints, failures, relay
+from db.outbox.endpoints import BeingDeleted
 from db.outbox.write import write_events
 from domain.outbox import EventType, order_event
 from tests.db.outbox.outboxes import SHARD, A, B, Outbox
@@ -77,10 +78,7 @@ async def test_no_webhook_takes_the_internal_sinks_place(shop: Shop) -> None:
     async with shop.database.read() as connection:
         assert await endpoints.get_webhook(connection, "workflow") is None
         assert await endpoints.list_webhooks(connection, None, 10) == []
-    deleted = await shop.database.transact(
-        lambda connection: endpoints.delete_webhook(connection, "workflow", 0, actor="admin", reason=None)
-    )
-    assert deleted is False
+    assert await delete(outbox=Outbox(shop, 0), name="workflow") is False
     assert await shop.value("SELECT count(*) FROM outbox_endpoints WHERE kind = 'workflow'") == 1
 
 
@@ -95,10 +93,62 @@ async def test_webhooks_are_listed_newest_first_page_by_page(shop: Shop) -> None
     assert not hasattr(first[0], "secret")
 
 
-async def delete(outbox: Outbox, name: str = "shop") -> bool:
+async def begin_deletion(outbox: Outbox, name: str = "shop", reason: str = "moved") -> int | None:
     return await outbox.shop.database.transact(
-        lambda connection: endpoints.delete_webhook(connection, name, 0, actor="admin", reason="moved")
+        lambda connection: endpoints.begin_deletion(connection, name, actor="admin", reason=reason)
     )
+
+
+async def delete(outbox: Outbox, name: str = "shop") -> bool:
+    endpoint_id = await begin_deletion(outbox, name)
+    return endpoint_id is not None and await outbox.shop.database.transact(
+        lambda connection: endpoints.end_deletion(connection, endpoint_id, 0, actor="admin", reason="moved")
+    )
+
+
+async def test_deleting_a_webhook_is_audited_when_it_begins_and_once_whoever_ends_it(outbox: Outbox) -> None:
+    shop = outbox.shop
+    await outbox.happen(A, "order.reserved")
+    assert await begin_deletion(outbox) == outbox.endpoint_id
+    audited = "SELECT actor, action, target, reason FROM admin_actions WHERE action LIKE 'webhook.delete%' ORDER BY at"
+    begun = ("admin", "webhook.delete", "webhook:shop", "moved")
+    assert await shop.sql(audited) == [begun]
+    before = await shop.contents()
+    assert await begin_deletion(outbox, reason="did it work?") == outbox.endpoint_id  # the first call broke off
+    assert await shop.contents() == before
+    ends = await asyncio.gather(*(delete(outbox) for _ in range(3)))
+    assert sorted(ends) == [False, False, True]
+    assert await shop.sql(audited) == [begun, ("admin", "webhook.deleted", "webhook:shop", "moved")]
+
+
+async def test_nothing_else_becomes_of_a_webhook_that_is_being_deleted(outbox: Outbox) -> None:
+    shop = outbox.shop
+    await outbox.happen(A, "order.reserved")
+    await begin_deletion(outbox)
+    before = await shop.contents()
+    with pytest.raises(BeingDeleted):
+        await outbox.webhook("shop")
+    with pytest.raises(BeingDeleted):
+        await rotate(outbox, "whsec_new")
+    with pytest.raises(BeingDeleted):
+        await shop.database.transact(lambda c: endpoints.enable_webhook(c, "shop", actor="admin", reason=None))
+    assert await shop.contents() == before
+    async with shop.database.read() as connection:
+        assert await relay.ready_endpoints(connection, SHARD) == []
+        found = await endpoints.get_webhook(connection, "shop")
+    assert found is not None
+    assert (found.enabled, found.disabled_reason) == (False, "it is being deleted")
+
+
+async def test_the_late_end_of_a_deletion_leaves_a_new_webhook_of_that_name_alone(outbox: Outbox) -> None:
+    await begin_deletion(outbox)
+    assert await delete(outbox)
+    again = await outbox.webhook("shop")
+    late = await outbox.shop.database.transact(
+        lambda connection: endpoints.end_deletion(connection, outbox.endpoint_id, 0, actor="admin", reason="moved")
+    )
+    assert not late
+    assert await outbox.webhook("shop") == again
 
 
 async def test_a_deleted_webhook_leaves_nothing_to_send_or_to_mend(outbox: Outbox) -> None:
@@ -116,8 +166,8 @@ async def test_a_deleted_webhook_leaves_nothing_to_send_or_to_mend(outbox: Outbo
         assert await shop.value(count, id=outbox.endpoint_id) == 0, table
     assert await outbox.places(everything) == ["nowhere"] * 4
     assert await other.places(everything) == ["ready"] * 4
-    audited = await shop.value("SELECT before FROM admin_actions WHERE action = 'webhook.delete'")
-    assert audited["dropped"] == len(everything)
+    audited = await shop.value("SELECT after FROM admin_actions WHERE action = 'webhook.deleted'")
+    assert audited == {"dropped": len(everything)}
     async with shop.database.read() as connection:
         event_id = await shop.value("SELECT CAST(event_id AS text) FROM outbox_events ORDER BY position LIMIT 1")
         found = await failures.get_event(connection, event_id)

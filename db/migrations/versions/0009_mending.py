@@ -1,4 +1,4 @@
-"""Where the probes of an endpoint are in their round of its lanes."""
+"""Where the probes of an endpoint are in their round of its lanes; which webhooks are being deleted."""
 
 from __future__ import annotations
 
@@ -11,3 +11,4 @@ down_revision = "0008"
 
 def upgrade() -> None:
     op.add_column("outbox_claims", sa.Column("probe_cursor", sa.BigInteger(), nullable=True))
+    op.add_column("outbox_endpoints", sa.Column("deletion_began_at", sa.DateTime(timezone=True), nullable=True))
