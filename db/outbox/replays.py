@@ -17,16 +17,28 @@ from domain.outbox import MessageStatus, ReplayAction, ReplayProgress, ReplaySta
 _BEGIN = text("""
     INSERT INTO outbox_replays (operation_id, action, filter, dry_run, status, actor, reason)
     VALUES (:operation_id, :action, CAST(:filter AS jsonb), :dry_run, 'RUNNING', :actor, :reason)
+    RETURNING created_at
 """)
+FROZEN_AT_ONCE = 50_000
+"""Of any number of messages, so that no statement takes long."""
+# From the moment of the question back: what fails while this goes on is younger.
 _FREEZE = text("""
-    INSERT INTO outbox_replay_items (operation_id, position, endpoint_id)
-    SELECT :operation_id, f.position, f.endpoint_id
-    FROM outbox_failures f JOIN outbox_endpoints endpoint ON endpoint.endpoint_id = f.endpoint_id
-    WHERE f.status = 'FAILED'
-        AND (CAST(:event_type AS text) IS NULL OR f.event_type = :event_type)
-        AND (CAST(:error_class AS text) IS NULL OR f.error_class = :error_class)
-        AND (CAST(:sink AS text) IS NULL OR endpoint.name = :sink)
-        AND (CAST(:fingerprint AS text) IS NULL OR f.fingerprint = :fingerprint)
+    WITH chosen AS (
+        SELECT f.position, f.endpoint_id, f.failed_at
+        FROM outbox_failures f JOIN outbox_endpoints endpoint ON endpoint.endpoint_id = f.endpoint_id
+        WHERE f.status = 'FAILED'
+            AND (f.failed_at, f.position, f.endpoint_id) < (:before_time, :before_position, :before_endpoint)
+            AND (CAST(:event_type AS text) IS NULL OR f.event_type = :event_type)
+            AND (CAST(:error_class AS text) IS NULL OR f.error_class = :error_class)
+            AND (CAST(:sink AS text) IS NULL OR endpoint.name = :sink)
+            AND (CAST(:fingerprint AS text) IS NULL OR f.fingerprint = :fingerprint)
+        ORDER BY f.failed_at DESC, f.position DESC, f.endpoint_id DESC LIMIT :limit
+    ), frozen AS (
+        INSERT INTO outbox_replay_items (operation_id, position, endpoint_id)
+        SELECT :operation_id, position, endpoint_id FROM chosen
+    )
+    SELECT failed_at, position, endpoint_id, count(*) OVER () AS frozen FROM chosen
+    ORDER BY failed_at, position, endpoint_id LIMIT 1
 """)
 _COUNT = text("""
     UPDATE outbox_replays SET total = :total,
@@ -53,11 +65,27 @@ async def begin(
     """
     asked = {"action": action, "dry_run": dry_run, "filter": {name: each for name, each in filters.items() if each}}
     values = {"operation_id": operation_id, "actor": actor, "reason": reason}
-    await connection.execute(_BEGIN, {**values, **asked, "filter": json.dumps(asked["filter"])})
-    total = (await connection.execute(_FREEZE, {"operation_id": operation_id, **filters})).rowcount
+    began_at = await connection.scalar(_BEGIN, {**values, **asked, "filter": json.dumps(asked["filter"])})
+    total = await _freeze(connection, {"operation_id": operation_id, **filters}, began_at)
     status = await connection.scalar(_COUNT, {"operation_id": operation_id, "total": total})
     await _record(connection, "outbox.replays", operation_id, None, {**asked, "count": total}, actor, reason)
     return ReplayStatus(status)
+
+
+async def _freeze(connection: AsyncConnection, chosen: Mapping[str, str | None], began_at: datetime) -> int:
+    """Freeze the chosen messages that were FAILED by then; answer how many."""
+    total = 0
+    before = {"before_time": began_at, "before_position": 2**63 - 1, "before_endpoint": 2**31 - 1}
+    while last := (await connection.execute(_FREEZE, {**chosen, **before, "limit": FROZEN_AT_ONCE})).one_or_none():
+        total += last.frozen
+        if last.frozen < FROZEN_AT_ONCE:
+            break
+        before = {
+            "before_time": last.failed_at,
+            "before_position": last.position,
+            "before_endpoint": last.endpoint_id,
+        }
+    return total
 
 
 _FAIL = text("""
@@ -216,11 +244,12 @@ _SAMPLE = 5
 _GET = text("SELECT * FROM outbox_replays WHERE operation_id = :operation_id")
 _SAMPLE_ITEMS = text("""
     SELECT item.position, item.endpoint_id, f.event_type, event.subject, endpoint.name AS sink, f.last_error
-    FROM outbox_replay_items item
+    FROM (SELECT position, endpoint_id FROM outbox_replay_items
+        WHERE operation_id = :operation_id ORDER BY position, endpoint_id LIMIT :limit) item
     JOIN outbox_failures f ON f.endpoint_id = item.endpoint_id AND f.position = item.position
     JOIN outbox_events event ON event.position = f.event_position
     JOIN outbox_endpoints endpoint ON endpoint.endpoint_id = item.endpoint_id
-    WHERE item.operation_id = :operation_id ORDER BY item.position, item.endpoint_id LIMIT :limit
+    ORDER BY item.position, item.endpoint_id
 """)
 _LIST = text("""
     SELECT * FROM outbox_replays

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.outbox import replays
 from db.outbox.replays import OperationMissing, OperationOver
@@ -114,6 +116,38 @@ async def test_a_dry_run_counts_and_changes_nothing(outbox: Outbox) -> None:
     operation_id = await begin(outbox, dry_run=True)
     assert await advance(outbox, operation_id) == (0, ReplayProgress(ReplayStatus.DONE, 2, 0, 0))
     assert await outbox.places(positions) == ["FAILED", "FAILED"]
+
+
+async def test_any_number_of_messages_is_frozen_bit_by_bit_and_none_that_fails_meanwhile(outbox: Outbox) -> None:
+    count = replays.FROZEN_AT_ONCE + 5000
+    stage = """
+        INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
+            error_class, last_error, fingerprint, failed_at)
+        SELECT :endpoint, n, n, 0, 'order:' || n, 'waybill.order.reserved', 'FAILED', 3, 'event', 'HTTP 400', 'f',
+            now() + make_interval(hours => :hours)
+        FROM generate_series(CAST(:first AS int), :last) n
+    """
+    staged = {"endpoint": outbox.endpoint_id, "hours": 0}
+    await outbox.shop.sql(stage, **staged, first=1, last=count)
+    await outbox.shop.sql(stage, **{**staged, "hours": 1}, first=count + 1, last=count + 10)
+    at_once: list[int] = []
+    operation_id = new_id()
+
+    async def freeze(connection: AsyncConnection) -> None:
+        def note(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: bool) -> None:
+            if "outbox_replay_items" in statement:
+                at_once.append(1)
+
+        event.listen(connection.sync_connection, "after_cursor_execute", note)
+        replay = ReplayAction.REPLAY
+        await replays.begin(connection, operation_id, replay, ANYTHING, dry_run=False, actor="admin", reason="back")
+        event.remove(connection.sync_connection, "after_cursor_execute", note)
+
+    await outbox.shop.database.transact(freeze)
+    frozen = "SELECT count(*), max(position) FROM outbox_replay_items WHERE operation_id = :id"
+    assert await outbox.shop.sql(frozen, id=operation_id) == [(count, count)]
+    assert await outbox.shop.value("SELECT total FROM outbox_replays") == count
+    assert len(at_once) == 2
 
 
 @pytest.mark.parametrize("stopped", ["enabled = false", "open_until = now() + interval '1 hour'"])
