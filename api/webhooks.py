@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api.models import LongText, Name, Page, Reasoned, Text, actor, integer, time
 from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
-from db.outbox import endpoints
+from db.outbox import endpoints, lanes
 from db.outbox.endpoints import BeingDeleted
 from domain.outbox import PUBLIC_TYPES, RESERVED_NAMES, new_webhook_secret
 from sinks.webhook import url_problem
@@ -40,7 +40,11 @@ class PutWebhook(Reasoned):
 
 @router.put("/webhooks/{name}")
 async def put_webhook(name: Name, body: PutWebhook, request: Request, services: ServicesDep) -> JSONResponse:
-    """Make or change a webhook; the secret is told only when it is made."""
+    """Make or change a webhook; the secret is told only when it is made.
+
+    Which events need no order holds for later ones at once, and for those that wait when this answers. Should the call
+    break off: the same one again goes on with it.
+    """
     if problem := url_problem(body.url, allow_private=services.webhook_allow_private):
         raise invalid("invalid-webhook-url", problem)
     if unknown := sorted({*(body.event_types or ()), *body.unordered_event_types} - PUBLIC_TYPES):
@@ -55,6 +59,9 @@ async def put_webhook(name: Name, body: PutWebhook, request: Request, services: 
             connection, name, wish, secret, actor=actor(request), reason=body.reason
         ),
     )
+    move = await services.database.transact(partial(lanes.begin_move, name=name))
+    while move is not None:
+        move = await services.database.transact(partial(lanes.move_some, move=move))
     shown = await get_webhook(name, services)
     return JSONResponse({**shown, "secret": secret} if created else shown, 201 if created else 200)
 

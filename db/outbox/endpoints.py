@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import announce
 from db.ops import record_action
-from db.outbox.retries import free_lane
 from db.outbox.write import ENDPOINTS_LOCK, EVENTS_CHANNEL
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
@@ -33,7 +32,8 @@ _INSERT = text("""
 """)
 _UPDATE = text("""
     UPDATE outbox_endpoints SET url = :url, event_types = CAST(:event_types AS text[]),
-        unordered_types = CAST(:unordered_types AS text[]), enabled = :enabled
+        unordered_types = CAST(:unordered_types AS text[]), enabled = :enabled,
+        lanes_stale = lanes_stale OR unordered_types <> CAST(:unordered_types AS text[])
     WHERE name = :name AND kind = 'webhook' AND deletion_began_at IS NULL
 """)
 _ENABLE = text("""
@@ -106,7 +106,7 @@ async def put_webhook(
 ) -> bool:
     """Make or change a webhook; answer whether it was made, and with `secret`.
 
-    What waits behind a failing event only for the sake of an order that is no longer wanted goes on at once. Raises
+    Which events need no order holds for what comes after; what waits already is moved then (`lanes`). Raises
     BeingDeleted.
     """
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
@@ -117,53 +117,10 @@ async def put_webhook(
         await connection.execute(_INSERT, {"name": name, "secret": secret, **after})
     else:
         _must_have_changed(await connection.execute(_UPDATE, {"name": name, **after}))
-        if released := sorted(set(wish.unordered_types) - set(found.unordered_types)):
-            await _release(connection, found.endpoint_id, released)
-        if ordered := sorted(set(found.unordered_types) - set(wish.unordered_types)):
-            await connection.execute(_IN_LANES, {"endpoint_id": found.endpoint_id, "event_types": ordered})
     before = {key: getattr(found, key) for key in after} if found else None
     if before != after:
         await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
     return found is None
-
-
-# Those that fail already stay apart: their lane may have another failing message.
-_IN_LANES = text("""
-    UPDATE outbox_messages m SET lane = e.lane FROM outbox_events e
-    WHERE m.endpoint_id = :endpoint_id AND e.position = m.event_position
-        AND e.event_type = ANY(CAST(:event_types AS text[]))
-""")
-_OWN_LANES = text("""
-    UPDATE outbox_messages m SET lane = 'event:' || m.position FROM outbox_events e
-    WHERE m.endpoint_id = :endpoint_id AND e.position = m.event_position
-        AND e.event_type = ANY(CAST(:event_types AS text[]))
-""")
-_RELEASE_PARKED = text("""
-    WITH released AS (
-        DELETE FROM outbox_parked p USING outbox_events e
-        WHERE p.endpoint_id = :endpoint_id AND e.position = p.event_position
-            AND e.event_type = ANY(CAST(:event_types AS text[]))
-        RETURNING p.shard, p.endpoint_id, p.position, p.event_position
-    )
-    INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
-    SELECT shard, endpoint_id, position, event_position, 'event:' || position FROM released
-""")
-_RELEASE_FAILING = text("""
-    UPDATE outbox_failures f SET lane = 'event:' || f.position FROM outbox_failures before
-    WHERE before.endpoint_id = f.endpoint_id AND before.position = f.position AND f.endpoint_id = :endpoint_id
-        AND f.status IN ('RETRYING', 'FAILED') AND f.event_type = ANY(CAST(:event_types AS text[]))
-    RETURNING before.lane
-""")
-
-
-async def _release(connection: AsyncConnection, endpoint_id: int, event_types: Sequence[str]) -> None:
-    """Take events of these types out of their lanes, and let the lanes go on that one of them blocked."""
-    parameters = {"endpoint_id": endpoint_id, "event_types": event_types}
-    blocked = (await connection.scalars(_RELEASE_FAILING, parameters)).all()
-    await connection.execute(_RELEASE_PARKED, parameters)
-    await connection.execute(_OWN_LANES, parameters)
-    for lane in blocked:
-        await free_lane(connection, endpoint_id, lane)
 
 
 def _must_have_changed(result: CursorResult[Any]) -> None:

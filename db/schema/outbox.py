@@ -58,6 +58,8 @@ outbox_endpoints = Table(
     Column("disabled_reason", Text),
     # Events of these types travel in lanes of their own: they wait for nobody, and nobody waits for them.
     Column("unordered_types", ARRAY(Text), nullable=False, server_default="{}"),
+    # They were changed, and what waits may still be in lanes of before.
+    Column("lanes_stale", Boolean, nullable=False, server_default="false"),
     # An admin has ended it; what waits for it is dropped by and by, and the row at last.
     time("deletion_began_at"),
     time("created_at", default=True, nullable=False),

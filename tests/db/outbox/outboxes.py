@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from db.outbox import decisions, endpoints, relay, settle
+from db.outbox import decisions, endpoints, lanes, relay, settle
 from db.outbox.relay import Claimed
 from db.outbox.settle import Delivered
 from db.outbox.write import write_events
@@ -39,6 +40,9 @@ class Outbox:
         await self.shop.database.transact(
             lambda c: endpoints.put_webhook(c, name, wish, f"whsec_{name}", actor="admin", reason=None)
         )
+        move = await self.shop.database.transact(lambda c: lanes.begin_move(c, name))
+        while move is not None:
+            move = await self.shop.database.transact(partial(lanes.move_some, move=move))
         return int(await self.shop.value("SELECT endpoint_id FROM outbox_endpoints WHERE name = :name", name=name))
 
     async def happen(self, order_id: str, *types: str, outside: bool = False) -> list[int]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
-from db.outbox import endpoints, failures, relay
+from db.outbox import endpoints, failures, lanes, relay
 from db.outbox.endpoints import BeingDeleted
+from db.outbox.lanes import Move
 from db.outbox.write import write_events
 from domain.outbox import EventType, order_event
-from tests.db.outbox.outboxes import SHARD, A, B, Outbox
+from tests.db.outbox.outboxes import SHARD, A, B, C, Outbox
 from tests.db.shops import Shop
 from tests.waiting import eventually
 
@@ -271,6 +273,62 @@ async def test_when_an_order_is_no_longer_wanted_what_waits_only_for_it_goes_on(
     await outbox.webhook("shop", unordered_types=UNORDERED)
     assert await outbox.places([*failed, *parked]) == ["FAILED", "ready"]
     assert await outbox.places([*failed_b, *parked_b]) == ["FAILED", "ready", "parked"]
+
+
+async def test_what_waits_is_moved_bit_by_bit_holding_nobody_up_and_whoever_asks_again_goes_on(outbox: Outbox) -> None:
+    shop = outbox.shop
+    epoch, failed, parked = await outbox.blocked(A, "delivery.late", "order.confirmed", "delivery.late")
+    ready = await outbox.happen(B, "delivery.late")
+    wish = endpoints.WebhookWish("https://shop.example/events", None, UNORDERED)
+    await shop.database.transact(lambda c: endpoints.put_webhook(c, "shop", wish, "s", actor="admin", reason=None))
+    assert await outbox.places([*failed, *parked, *ready]) == ["FAILED", "parked", "parked", "ready"]
+    steps = 0
+
+    async def move(step: Move | None) -> Move | None:
+        return await shop.database.transact(lambda c: lanes.move_some(c, step) if step else lanes.begin_move(c, "shop"))
+
+    step = await move(None)
+    while step is not None and steps < 5:  # whoever did this broke off
+        step, steps = await move(step), steps + 1
+    later = await outbox.happen(C, "delivery.late")
+    assert await outbox.webhook("shop", unordered_types=UNORDERED) == outbox.endpoint_id
+    assert await outbox.places([*failed, *parked, *ready]) == ["FAILED", "ready", "ready", "ready"]
+    alone = [parked[1], *ready, *later]
+    lanes_of = {each.message.position: each.message.lane for each in await outbox.claim(epoch)}
+    assert lanes_of == {parked[0]: f"order:{A}", **{position: f"event:{position}" for position in alone}}
+    assert await shop.value("SELECT lanes_stale FROM outbox_endpoints WHERE name = 'shop'") is False
+    before = await shop.contents()
+    await outbox.webhook("shop", unordered_types=UNORDERED)
+    assert await shop.contents() == before
+
+
+async def test_a_large_backlog_is_moved_in_transactions_of_a_bounded_size(outbox: Outbox) -> None:
+    await outbox.shop.sql(
+        """
+        WITH logged AS (
+            INSERT INTO outbox_events (event_id, event_type, subject, lane, shard, data, occurred_at)
+            SELECT gen_random_uuid(), 'waybill.delivery.late', 'o', 'order:' || n, n % 4, '{}', now()
+            FROM generate_series(1, 12000) n RETURNING position, lane, shard
+        ), ready AS (
+            INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
+            SELECT shard, :endpoint, position, position, lane FROM logged WHERE shard < 2
+        )
+        INSERT INTO outbox_parked (shard, endpoint_id, position, event_position, lane)
+        SELECT shard, :endpoint, position, position, lane FROM logged WHERE shard >= 2
+        """,
+        endpoint=outbox.endpoint_id,
+    )
+    wish = endpoints.WebhookWish("https://shop.example/events", None, UNORDERED)
+    database = outbox.shop.database
+    await database.transact(lambda c: endpoints.put_webhook(c, "shop", wish, "s", actor="admin", reason=None))
+    moved = "SELECT count(*) FROM outbox_messages WHERE lane = 'event:' || position"
+    step, before = await database.transact(lambda c: lanes.begin_move(c, "shop")), 0
+    while step is not None:
+        step = await database.transact(partial(lanes.move_some, move=step))
+        now = await outbox.shop.value(moved)
+        assert now - before <= lanes.BATCH
+        before = now
+    assert before == 12000
 
 
 async def test_when_an_order_is_wanted_again_what_is_ready_goes_back_into_its_lane(outbox: Outbox) -> None:
