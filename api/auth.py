@@ -9,7 +9,7 @@ from enum import StrEnum
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import Problem, invalid
+from api.problems import Problem, instance, invalid
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -43,9 +43,12 @@ def allowed(role: Role, method: str, path: str) -> bool:
     return False
 
 
-def refuse_nul(scope: Scope) -> None:
-    """Raise the problem of an address that holds a NUL character: no row does."""
-    if "\0" in scope["path"]:
+def refuse_unknowable(scope: Scope) -> None:
+    """Raise the problem of an address that holds what no name or id does: a NUL character, or a slash of its own.
+
+    Routes see the path decoded: there `%2F` would make an id's end the name of an action.
+    """
+    if "\0" in scope["path"] or b"%2f" in scope.get("raw_path", b"").lower():
         raise Problem(404, "not-found", "There is nothing at this address.")
     if b"%00" in scope.get("query_string", b""):
         raise invalid("invalid-request", "The query holds a NUL character.")
@@ -74,9 +77,9 @@ class Gate:
         try:
             if not for_console:
                 self._authorise(scope)
-                refuse_nul(scope)
+                refuse_unknowable(scope)
         except Problem as problem:
-            await problem.response(scope["path"])(scope, receive, send)
+            await problem.response(instance(scope))(scope, receive, send)
             return
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)

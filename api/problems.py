@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from db.engine import DATABASE_ERRORS, error_code, is_passing
 
@@ -90,8 +93,33 @@ _HTTP_PROBLEMS = {
 }
 
 
+_URI_PATH = "/%:@!$&'()*+,;=~"
+
+
+def instance(scope: Scope) -> str:
+    """The address that was called as a URI reference: as it came, where that is one, whatever it stands for."""
+    sent: bytes | None = scope.get("raw_path")
+    return quote(sent, safe=_URI_PATH) if sent is not None else quote(scope["path"])
+
+
 def _detail(request: Request, problem: Problem) -> Response:
-    return problem.response(request.scope["path"])
+    return problem.response(instance(request.scope))
+
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def _allow(request: Request, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """`Allow` for all routes of the address: the framework names the methods of the first alone."""
+    routes = request.app.routes
+    methods = [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    if "GET" in methods:
+        methods.insert(1, "HEAD")
+    return {**(headers or {}), **({"Allow": ", ".join(methods)} if methods else {})}
 
 
 def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Response] = _detail) -> None:
@@ -104,7 +132,8 @@ def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Re
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         slug, title = _HTTP_PROBLEMS.get(error.status_code, ("http-error", str(error.detail)))
-        return show(request, Problem(error.status_code, slug, title, headers=error.headers))
+        headers = _allow(request, error.headers) if error.status_code == 405 else error.headers
+        return show(request, Problem(error.status_code, slug, title, headers=headers))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import Role, refuse_nul
+from api.auth import Role, refuse_unknowable
 from api.console.pages import LOGIN, STATIC, is_htmx, show_problem
 from api.console.session import Session, Sessions
 from api.problems import Problem, database_unavailable
@@ -52,7 +52,7 @@ class Door:
         try:
             session = await self._session(request)
             request.state.session = session
-            refuse_nul(request.scope)
+            refuse_unknowable(request.scope)
             if request.method not in _SAFE_METHODS:
                 _refuse_other_sites(request)
         except Problem as problem:

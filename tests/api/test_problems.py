@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -21,7 +22,7 @@ def assert_problem(answer: httpx.Response, status: int, slug: str) -> None:
     problem = answer.json()
     assert problem["type"] == f"/problems/{slug}"
     assert problem["status"] == status
-    assert problem["instance"] == answer.request.url.path
+    assert problem["instance"] == answer.request.url.raw_path.partition(b"?")[0].decode()
     assert problem["title"]
     assert problem["detail"]
 
@@ -75,7 +76,49 @@ async def test_an_address_that_is_none_is_404_and_a_wrong_method_405(quiet_house
     assert_problem(await quiet_house.call("GET", "/api/nothing"), 404, "not-found")
     wrong = await quiet_house.call("DELETE", "/api/orders")
     assert_problem(wrong, 405, "method-not-allowed")
-    assert wrong.headers["allow"]
+
+
+ALLOWED = {
+    "/api/orders": "GET, HEAD, POST",
+    "/api/orders/o-1/confirm": "POST",
+    "/api/admin/webhooks/w": "GET, HEAD, PUT, DELETE",
+    "/api/admin/ops/assignment/settings/north": "GET, HEAD, PATCH",
+    "/healthz": "GET, HEAD",
+}
+
+
+async def test_a_wrong_method_is_told_every_method_that_the_address_takes(quiet_house: House) -> None:
+    for path, methods in ALLOWED.items():
+        for wrong in ("OPTIONS", "TRACE"):
+            answer = await quiet_house.call(wrong, path)
+            assert_problem(answer, 405, "method-not-allowed")
+            assert answer.headers["allow"] == methods
+
+
+IDS = ["a%0Ab", "a%20b", "%22%3Cscript%3E", "%C3%A4", "%FF", "a%2Fb", "a%2faccept", "..%2Forders"]
+
+
+async def test_an_id_of_any_shape_that_does_not_exist_is_404_at_its_address_as_it_was_sent(quiet_house: House) -> None:
+    for unknown in IDS:
+        for noun in ("orders", "products", "deliveries", "couriers", "admin/webhooks", "admin/ops/snapshots"):
+            assert_problem(await quiet_house.call("GET", f"/api/{noun}/{unknown}"), 404, "not-found")
+        assert_problem(await quiet_house.call("POST", f"/api/orders/{unknown}/cancel"), 404, "not-found")
+
+
+async def test_a_slash_within_an_id_makes_no_action_of_its_end(quiet_house: House) -> None:
+    answer = await quiet_house.call("POST", "/api/deliveries/d-1%2Faccept", {"courierId": "c-1"})
+    assert_problem(answer, 404, "not-found")
+    assert answer.json()["title"] == "There is nothing at this address."
+
+
+async def test_an_address_that_is_no_uri_is_written_as_one(quiet_house: House) -> None:
+    host, port = "127.0.0.1", quiet_house.settings.api_port
+    reader, writer = await asyncio.open_connection(host, port)
+    headers = ['GET /api/a"<b> HTTP/1.1', f"Host: {host}", f"Authorization: Bearer {TOKENS['admin']}"]
+    writer.write("\r\n".join([*headers, "Connection: close", "", ""]).encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert json.loads(answer.partition("\r\n\r\n")[2])["instance"] == "/api/a%22%3Cb%3E"
 
 
 async def test_a_body_of_more_than_a_mebibyte_is_413(quiet_house: House) -> None:
