@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -70,9 +71,16 @@ async def record_action(
 ) -> None:
     """Write down who did what to what and why, in the transaction that does it."""
     record = {"actor": actor, "action": action, "target": target, "reason": reason}
-    record["before"] = json.dumps(before) if before is not None else None
-    record["after"] = json.dumps(after) if after is not None else None
+    record["before"] = json.dumps(_as_api_names(before)) if before is not None else None
+    record["after"] = json.dumps(_as_api_names(after)) if after is not None else None
     await connection.execute(_RECORD, record)
+
+
+def _as_api_names(value: Any) -> Any:
+    """The house's own names as answers spell them; a payload's names are somebody else's."""
+    if not isinstance(value, Mapping):
+        return value
+    return {to_camel(name): each if name == "payload" else _as_api_names(each) for name, each in value.items()}
 
 
 async def list_actions(connection: AsyncConnection, after: int | None, limit: int) -> Sequence[Row[Any]]:

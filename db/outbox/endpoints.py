@@ -111,16 +111,29 @@ async def put_webhook(
     """
     await connection.execute(_LOCK, {"key": ENDPOINTS_LOCK})
     found = await get_webhook(connection, name)
-    after = asdict(wish)
+    wished = {"name": name, **asdict(wish)}
     announce(connection, EVENTS_CHANNEL)
     if found is None:
-        await connection.execute(_INSERT, {"name": name, "secret": secret, **after})
+        await connection.execute(_INSERT, {**wished, "secret": secret})
     else:
-        _must_have_changed(await connection.execute(_UPDATE, {"name": name, **after}))
-    before = {key: getattr(found, key) for key in after} if found else None
+        _must_have_changed(await connection.execute(_UPDATE, wished))
+    before = _audited(found) if found else None
+    put = await get_webhook(connection, name)
+    assert put is not None
+    after = _audited(put)
     if before != after:
         await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
     return found is None
+
+
+def _audited(row: Row[Any]) -> dict[str, Any]:
+    """What a webhook is to an admin: one that was disabled is not enabled, whatever was wished."""
+    return {
+        "url": row.url,
+        "event_types": row.event_types,
+        "unordered_event_types": row.unordered_types,
+        "enabled": row.enabled and row.disabled_reason is None,
+    }
 
 
 def _must_have_changed(result: CursorResult[Any]) -> None:
@@ -190,7 +203,7 @@ async def enable_webhook(connection: AsyncConnection, name: str, *, actor: str, 
         return False
     announce(connection, EVENTS_CHANNEL)
     _must_have_changed(await connection.execute(_ENABLE, {"name": name}))
-    before = {"enabled": found.enabled, "open": found.open}
+    before = {"enabled": _audited(found)["enabled"], "open": found.open}
     if before != (after := {"enabled": True, "open": False}):
         await record_action(connection, actor, "webhook.enable", f"webhook:{name}", reason, before=before, after=after)
     return True

@@ -237,7 +237,7 @@ async def test_a_zones_knobs_are_changed_live_and_audited(quiet_house: House) ->
     }
     assert await quiet_house.get(path) == changed.json()
     action = (await quiet_house.get("/api/admin/ops/actions"))["items"][0]
-    assert (action["action"], action["reason"], action["after"]["max_batch"]) == ("assignment.settings", "rush hour", 7)
+    assert (action["action"], action["reason"], action["after"]["maxBatch"]) == ("assignment.settings", "rush hour", 7)
     assert (await quiet_house.call("PATCH", path, {"mode": "chaos"})).status_code == 422
 
 

@@ -155,7 +155,7 @@ async def test_a_form_changes_no_knob_that_somebody_else_turned_meanwhile(quiet_
     assert (settings["maxBatch"], settings["mode"], settings["maxOffers"]) == (7, "manual", 9)
     assert settings["batchWindowSeconds"] == 0.1234567
     [newest, *_] = await actions(quiet_house, "assignment.settings")
-    assert {name for name, value in newest["after"].items() if value != newest["before"][name]} == {"max_offers"}
+    assert {name for name, value in newest["after"].items() if value != newest["before"][name]} == {"maxOffers"}
 
 
 async def test_a_delivery_that_needs_a_person_waits_again_once_somebody_says_why(quiet_house: House) -> None:

@@ -1,0 +1,53 @@
+"""Every admin action is audited with who, when and why, in the API's own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.houses import House
+
+
+async def audit(house: House, target: str) -> list[dict[str, Any]]:
+    """What was done to one thing, oldest first."""
+    items = (await house.get("/api/admin/ops/actions"))["items"]
+    return [each for each in reversed(items) if each["target"] == target]
+
+
+async def done(house: House, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """What an admin's call answers, which succeeds."""
+    answer = await house.call(method, path, body)
+    assert answer.is_success, answer.text
+    return dict(answer.json())
+
+
+def names(value: Any) -> set[str]:
+    """All names within a value."""
+    if isinstance(value, dict):
+        return set(value).union(*(names(each) for each in value.values()))
+    return set()
+
+
+async def test_before_and_after_are_told_in_the_names_of_the_api(quiet_house: House) -> None:
+    url = {"url": "http://127.0.0.1:9/"}
+    await done(
+        quiet_house, "PUT", "/api/admin/webhooks/shop", {**url, "unorderedEventTypes": ["waybill.order.reserved"]}
+    )
+    await done(quiet_house, "PUT", "/api/admin/webhooks/shop", {**url, "eventTypes": ["waybill.order.reserved"]})
+    await done(quiet_house, "PATCH", "/api/admin/ops/assignment/settings/north", {"maxBatch": 7})
+    bulk = {"filter": {"errorClass": "event"}, "action": "ignore", "dryRun": True, "reason": "drill"}
+    await done(quiet_house, "POST", "/api/admin/ops/outbox/replays", bulk)
+    told = await quiet_house.get("/api/admin/ops/actions")
+    spelled = {name for item in told["items"] for name in names(item["before"]) | names(item["after"])}
+    assert {"eventTypes", "unorderedEventTypes", "maxBatch", "batchWindowSeconds", "dryRun", "errorClass"} <= spelled
+    assert not [name for name in spelled if "_" in name]
+
+
+async def test_a_webhook_that_was_disabled_is_not_audited_as_enabled_until_it_is(quiet_house: House) -> None:
+    body = {"url": "http://127.0.0.1:9/", "enabled": True}
+    await done(quiet_house, "PUT", "/api/admin/webhooks/shop", body)
+    await quiet_house.sql("UPDATE outbox_endpoints SET disabled_reason = 'it answered 410 Gone' WHERE name = 'shop'")
+    put = await done(quiet_house, "PUT", "/api/admin/webhooks/shop", {**body, "eventTypes": []})
+    await done(quiet_house, "POST", "/api/admin/webhooks/shop/enable")
+    _, changed, enabled = await audit(quiet_house, "webhook:shop")
+    assert put["enabled"] is changed["before"]["enabled"] is changed["after"]["enabled"] is False
+    assert (enabled["before"]["enabled"], enabled["after"]["enabled"]) == (False, True)
