@@ -69,7 +69,13 @@ async def record_action(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
 ) -> None:
-    """Write down who did what to what and why, in the transaction that does it."""
+    """Write down who did what to what and why, in the transaction that does it.
+
+    Setting what was set before (`before` equals `after`) is worth a line only where a reason came with it: a stock
+    that was counted and is right, say.
+    """
+    if before is not None and before == after and reason is None:
+        return
     record = {"actor": actor, "action": action, "target": target, "reason": reason}
     record["before"] = json.dumps(_as_api_names(before)) if before is not None else None
     record["after"] = json.dumps(_as_api_names(after)) if after is not None else None

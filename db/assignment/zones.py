@@ -107,15 +107,14 @@ async def change_settings(
     connection: AsyncConnection, zone: str, changes: Mapping[str, Any], *, actor: str, reason: str | None
 ) -> ZoneSettings:
     """Change some knobs, from the next round on; a zone not used before gets its row."""
-    await connection.execute(_ENSURE, {"zone": zone})
+    made = bool((await connection.execute(_ENSURE, {"zone": zone})).rowcount)
     before = dict((await connection.execute(_LOCK_SETTINGS, {"zone": zone})).one()._mapping)
     after = {**before, **changes}
     if after != before:
         await connection.execute(_SAVE, {"zone": zone, **after})
-        await record_action(
-            connection, actor, "assignment.settings", f"zone:{zone}", reason, before=before, after=after
-        )
         await wake_if_waiting(connection, zone)
+    known = None if made else before
+    await record_action(connection, actor, "assignment.settings", f"zone:{zone}", reason, before=known, after=after)
     return ZoneSettings(**{**after, "mode": ZoneMode(after["mode"])})
 
 

@@ -76,8 +76,7 @@ async def put_product(
     if stock != stock_before:
         data = {"name": name, "stockBefore": stock_before, "stock": stock, "reason": reason}
         await write_events(connection, [inventory_event(EventType.INVENTORY_ADJUSTED, sku, data)])
-    if before != after:
-        await record_action(connection, actor, "product.put", f"product:{sku}", reason, before=before, after=after)
+    await record_action(connection, actor, "product.put", f"product:{sku}", reason, before=before, after=after)
     return created
 
 

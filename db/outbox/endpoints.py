@@ -121,8 +121,7 @@ async def put_webhook(
     put = await get_webhook(connection, name)
     assert put is not None
     after = _audited(put)
-    if before != after:
-        await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
+    await record_action(connection, actor, "webhook.put", f"webhook:{name}", reason, before=before, after=after)
     return found is None
 
 
@@ -204,6 +203,6 @@ async def enable_webhook(connection: AsyncConnection, name: str, *, actor: str, 
     announce(connection, EVENTS_CHANNEL)
     _must_have_changed(await connection.execute(_ENABLE, {"name": name}))
     before = {"enabled": _audited(found)["enabled"], "open": found.open}
-    if before != (after := {"enabled": True, "open": False}):
-        await record_action(connection, actor, "webhook.enable", f"webhook:{name}", reason, before=before, after=after)
+    after = {"enabled": True, "open": False}
+    await record_action(connection, actor, "webhook.enable", f"webhook:{name}", reason, before=before, after=after)
     return True

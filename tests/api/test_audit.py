@@ -51,3 +51,31 @@ async def test_a_webhook_that_was_disabled_is_not_audited_as_enabled_until_it_is
     _, changed, enabled = await audit(quiet_house, "webhook:shop")
     assert put["enabled"] is changed["before"]["enabled"] is changed["after"]["enabled"] is False
     assert (enabled["before"]["enabled"], enabled["after"]["enabled"]) == (False, True)
+
+
+async def test_a_zone_that_was_never_used_is_audited_when_its_settings_are_made(quiet_house: House) -> None:
+    path = "/api/admin/ops/assignment/settings/zq"
+    assert (await quiet_house.call("GET", path)).status_code == 404
+    made = await done(quiet_house, "PATCH", path, {"mode": "auto"})
+    [action] = await audit(quiet_house, "zone:zq")
+    assert (action["before"], {"zone": "zq", **action["after"]}) == (None, made)
+
+
+SETTINGS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("PATCH", "/api/admin/ops/assignment/settings/north", {"mode": "manual"}, "zone:north"),
+    ("PUT", "/api/admin/products/tea", {"name": "Tea", "stock": 5}, "product:tea"),
+    ("PUT", "/api/admin/webhooks/shop", {"url": "http://127.0.0.1:9/"}, "webhook:shop"),
+    ("POST", "/api/admin/webhooks/shop/enable", {}, "webhook:shop"),
+]
+
+
+async def test_setting_what_is_set_already_is_audited_where_a_reason_came_with_it(quiet_house: House) -> None:
+    for method, path, body, target in SETTINGS:
+        await done(quiet_house, method, path, body)
+        known = len(await audit(quiet_house, target))
+        await done(quiet_house, method, path, body)
+        assert len(await audit(quiet_house, target)) == known, path
+        await done(quiet_house, method, path, {**body, "reason": "counted"})
+        *_, last = await audit(quiet_house, target)
+        assert (last["reason"], last["before"]) == ("counted", last["after"]), path
+        assert last["actor"] == "admin"
