@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.models import Name, NeedsReason, Page, Reasoned, Text, actor, aware_time, time, timeline
+from api.models import Name, NeedsReason, Page, Reasoned, Text, actor, admin, aware_time, time, timeline
 from api.order import PlaceBody
 from api.problems import Problem, conflict, not_found
 from api.services import Services, ServicesDep
@@ -30,8 +31,8 @@ router = APIRouter()
 # --- couriers
 
 
-class PutCourier(PlaceBody):
-    """The body of `PUT /api/couriers/{courierId}`."""
+class PutCourier(PlaceBody, Reasoned):
+    """The body of `PUT /api/couriers/{courierId}`; the reason is an admin's."""
 
     zone: Name
     capacity: Annotated[int, Field(ge=1, le=1000)]
@@ -39,11 +40,11 @@ class PutCourier(PlaceBody):
 
 
 @router.put("/api/couriers/{courier_id}")
-async def put_courier(courier_id: Name, body: PutCourier, services: ServicesDep) -> JSONResponse:
+async def put_courier(courier_id: Name, body: PutCourier, request: Request, services: ServicesDep) -> JSONResponse:
     """Say where a courier is, how much they can take and whether they work."""
     try:
         created = await services.database.transact(
-            partial(couriers.put_courier, courier_id=courier_id, **body.model_dump())
+            partial(couriers.put_courier, courier_id=courier_id, **body.model_dump(), actor=admin(request))
         )
     except CapacityBelowLoad as error:
         raise conflict(
@@ -87,7 +88,7 @@ async def list_deliveries(courier_id: str, services: ServicesDep, page: Annotate
 
 
 class Act(Reasoned):
-    """The body of a courier's action."""
+    """The body of a courier's action; the reason is an admin's."""
 
     courier_id: Text
 
@@ -103,13 +104,15 @@ async def get_delivery(delivery_id: str, services: ServicesDep) -> dict[str, Any
 
 
 @router.post("/api/deliveries/{delivery_id}/{action}")
-async def act(delivery_id: str, action: str, body: Act, services: ServicesDep) -> dict[str, Any]:
+async def act(delivery_id: str, action: str, body: Act, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Accept, decline, pick up or complete. Doing it again changes nothing."""
     if action not in list(CourierAction):
         raise Problem(404, "not-found", "There is nothing at this address.")
     action = CourierAction(action)
     work = partial(deliveries.act, action=action) if action is not CourierAction.COMPLETE else orders.deliver
     doing = partial(work, delivery_id=delivery_id, courier_id=body.courier_id)
+    if (name := admin(request)) is not None:
+        doing = partial(_audited, work=doing, delivery_id=delivery_id, action=action, actor=name, reason=body.reason)
     try:
         await deliveries.courier_action(services.database, doing, delivery_id)
     except DeliveryMissing as error:
@@ -123,6 +126,32 @@ async def act(delivery_id: str, action: str, body: Act, services: ServicesDep) -
     except WrongStage as error:
         raise _wrong_stage(action, error.status) from error
     return await get_delivery(delivery_id, services)
+
+
+async def _audited(
+    connection: AsyncConnection,
+    *,
+    work: Callable[[AsyncConnection], Awaitable[bool]],
+    delivery_id: str,
+    action: CourierAction,
+    actor: str,
+    reason: str | None,
+) -> bool:
+    """Do, as an admin, what the courier would, and write that down with it. What is refused changes nothing."""
+    before = await deliveries.get_delivery(connection, delivery_id)
+    changed = await work(connection)
+    after = await deliveries.get_delivery(connection, delivery_id)
+    told = [{"status": row.status, "courierId": row.courier_id} if row is not None else None for row in (before, after)]
+    await record_action(
+        connection,
+        actor,
+        f"delivery.{action}",
+        f"delivery:{delivery_id}",
+        reason,
+        before=told[0 if changed else 1],
+        after=told[1],
+    )
+    return changed
 
 
 def _conflict(title: str, holder: str | None, **members: Any) -> Problem:

@@ -163,3 +163,8 @@ def actor(request: Request) -> str:
     """Who calls: the name under which the audit knows them."""
     role: Role = request.state.role
     return role.value
+
+
+def admin(request: Request) -> str | None:
+    """The admin who calls what clients or couriers do, and is audited for it; None for one of them."""
+    return actor(request) if request.state.role is Role.ADMIN else None

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from db.assignment.load import lock_couriers
 from db.assignment.requeue import courier_left, courier_returned
 from db.assignment.zones import wake_if_waiting
+from db.ops import record_action
 
 _INSERT = text("""
     INSERT INTO couriers (courier_id, zone, lat, lng, capacity, online)
@@ -32,26 +33,44 @@ class CapacityBelowLoad(Exception):
 
 
 async def put_courier(
-    connection: AsyncConnection, courier_id: str, zone: str, lat: float, lng: float, capacity: int, online: bool
+    connection: AsyncConnection,
+    courier_id: str,
+    zone: str,
+    lat: float,
+    lng: float,
+    capacity: int,
+    online: bool,
+    *,
+    actor: str | None = None,
+    reason: str | None = None,
 ) -> bool:
     """Make or change a courier; answer whether they are new. Raises CapacityBelowLoad.
 
     One who can take a delivery wakes their zone, if something waits there. One who leaves gives back what they have
-    not picked up.
+    not picked up. `actor`: the admin who does it in the courier's place, which is audited.
     """
-    values = {"courier_id": courier_id, "zone": zone, "lat": lat, "lng": lng, "capacity": capacity, "online": online}
+    wish = {"zone": zone, "lat": lat, "lng": lng, "capacity": capacity, "online": online}
+    values = {"courier_id": courier_id, **wish}
     created = await connection.scalar(_INSERT, values) is not None
-    load = 0
+    load, before = 0, None
     if not created:
-        load = await _change(connection, courier_id, values)
+        await lock_couriers(connection, [courier_id])
+        found = await get_courier(connection, courier_id)
+        assert found is not None
+        before = {name: getattr(found, name) for name in wish}
+        load = await _change(connection, found, values)
     if online and load < capacity:
         await wake_if_waiting(connection, zone)
+    if actor is not None:
+        await record_action(
+            connection, actor, "courier.put", f"courier:{courier_id}", reason, before=before, after=wish
+        )
     return created
 
 
-async def _change(connection: AsyncConnection, courier_id: str, values: dict[str, Any]) -> int:
-    """Change a courier; answer what they have on their hands."""
-    before = (await lock_couriers(connection, [courier_id]))[courier_id]
+async def _change(connection: AsyncConnection, before: Row[Any], values: dict[str, Any]) -> int:
+    """Change a locked courier; answer what they have on their hands."""
+    courier_id = before.courier_id
     if before.online and not values["online"]:
         await courier_left(connection, courier_id)
     elif values["online"] and not before.online:

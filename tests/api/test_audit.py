@@ -79,3 +79,37 @@ async def test_setting_what_is_set_already_is_audited_where_a_reason_came_with_i
         *_, last = await audit(quiet_house, target)
         assert (last["reason"], last["before"]) == ("counted", last["after"]), path
         assert last["actor"] == "admin"
+
+
+async def test_what_an_admin_does_as_a_courier_is_audited_and_what_couriers_do_is_not(quiet_house: House) -> None:
+    courier = {"zone": "north", "lat": 52.5, "lng": 13.4, "capacity": 3, "online": True}
+    await quiet_house.courier("ada")
+    await done(quiet_house, "PUT", "/api/couriers/ada", {**courier, "capacity": 5, "reason": "a bigger bag"})
+    [put] = await audit(quiet_house, "courier:ada")
+    assert (put["action"], put["actor"], put["reason"]) == ("courier.put", "admin", "a bigger bag")
+    assert (put["before"]["capacity"], put["after"]["capacity"]) == (3, 5)
+
+    await quiet_house.sql(
+        "INSERT INTO orders (order_id, request_hash, customer_id, zone, status, lines, dropoff, hold_seconds, timeline)"
+        " VALUES ('o-1', '', 'c', 'north', 'CONFIRMED', '[]', '{}', 900, '[]')"
+    )
+    await quiet_house.sql(
+        "INSERT INTO deliveries (delivery_id, order_id, zone, status, promised_at, dropoff, timeline)"
+        " VALUES ('d-1', 'o-1', 'north', 'PENDING', now() + interval '1 hour', '{}', '[]')"
+    )
+    await done(quiet_house, "POST", "/api/admin/assignments", {"deliveryId": "d-1", "courierId": "ada"})
+    assert (await quiet_house.act("d-1", "accept", "ada")).status_code == 200
+    assert await audit(quiet_house, "delivery:d-1") == []
+    acting = {"courierId": "ada", "reason": "her phone is dead"}
+    assert (await quiet_house.call("POST", "/api/deliveries/d-1/complete", acting)).status_code == 409
+    for action in ("pickup", "complete", "complete"):
+        await done(quiet_house, "POST", f"/api/deliveries/d-1/{action}", acting)
+    told = [
+        (each["action"], each["reason"], each["before"]["status"], each["after"]["status"])
+        for each in await audit(quiet_house, "delivery:d-1")
+    ]
+    assert told == [
+        ("delivery.pickup", "her phone is dead", "ASSIGNED", "PICKED_UP"),
+        ("delivery.complete", "her phone is dead", "PICKED_UP", "DELIVERED"),
+        ("delivery.complete", "her phone is dead", "DELIVERED", "DELIVERED"),
+    ]
