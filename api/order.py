@@ -25,7 +25,23 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.models import Body, Email, HoldSeconds, LongText, Name, Page, Text, Units, actor, aware_time, time, timeline
+from api.models import (
+    Body,
+    Email,
+    HoldSeconds,
+    LongText,
+    Name,
+    Page,
+    Reasoned,
+    Text,
+    Units,
+    actor,
+    admin,
+    aware_time,
+    time,
+    timeline,
+)
+from api.order_audit import audited
 from api.problems import Problem, conflict, invalid, not_found, unavailable
 from api.services import Services, ServicesDep
 from db import order as orders
@@ -99,8 +115,8 @@ class StartOrder(Body):
         )
 
 
-class ExtendOrder(Body):
-    """The body of `POST /api/orders/{orderId}/extend`."""
+class ExtendOrder(Reasoned):
+    """The body of `POST /api/orders/{orderId}/extend`; the reason is an admin's."""
 
     hold_seconds: HoldSeconds
 
@@ -125,7 +141,8 @@ async def start_order(
         await _refuse_unknown_products(services, order)
         await services.require_worker()
         await services.require_temporal()
-        await _reserve(services, order)
+        async with audited(services, request, "start", order.order_id):
+            await _reserve(services, order)
         row = await _read(services, order.order_id)
         if row is None:
             raise _pending(order.order_id)
@@ -198,21 +215,38 @@ async def _reserve(services: Services, order: NewOrder) -> None:
 
 
 @router.post("/{order_id}/confirm")
-async def confirm_order(order_id: str, services: ServicesDep) -> dict[str, Any]:
+async def confirm_order(
+    order_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+) -> dict[str, Any]:
     """Take the units out of stock and have the order delivered."""
-    return await _command(services, order_id, OrderCommand.CONFIRM)
+    return await _ask(services, request, order_id, OrderCommand.CONFIRM, body)
 
 
 @router.post("/{order_id}/extend")
-async def extend_order(order_id: str, body: ExtendOrder, services: ServicesDep) -> dict[str, Any]:
+async def extend_order(order_id: str, body: ExtendOrder, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Hold on for that many seconds from now."""
-    return await _command(services, order_id, OrderCommand.EXTEND, body.hold_seconds)
+    return await _ask(services, request, order_id, OrderCommand.EXTEND, body)
 
 
 @router.post("/{order_id}/cancel")
-async def cancel_order(order_id: str, services: ServicesDep) -> dict[str, Any]:
+async def cancel_order(
+    order_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+) -> dict[str, Any]:
     """Give the units back."""
-    return await _command(services, order_id, OrderCommand.CANCEL)
+    return await _ask(services, request, order_id, OrderCommand.CANCEL, body)
+
+
+async def _ask(
+    services: Services, request: Request, order_id: str, command: OrderCommand, body: Reasoned | None
+) -> dict[str, Any]:
+    """Carry out a command; an admin's is audited unless it is refused outright."""
+    hold_seconds = body.hold_seconds if isinstance(body, ExtendOrder) else None
+    row = await _read(services, order_id) if admin(request) is not None else None
+    if row is None or refusal(command, OrderStatus(row.status)):
+        return await _command(services, order_id, command, hold_seconds)
+    reason, changes = body.reason if body else None, possible(command, OrderStatus(row.status))
+    async with audited(services, request, command, order_id, reason, row=row, changes=changes):
+        return await _command(services, order_id, command, hold_seconds)
 
 
 async def _command(

@@ -52,7 +52,11 @@ async def workers_alive(connection: AsyncConnection) -> int:
 _RECORD = text("""
     INSERT INTO admin_actions (actor, action, target, reason, before, after)
     VALUES (:actor, :action, :target, :reason, CAST(:before AS jsonb), CAST(:after AS jsonb))
+    RETURNING action_id
 """)
+_COMPLETE = text(
+    "UPDATE admin_actions SET after = CAST(:after AS jsonb) WHERE action_id = :action_id AND after IS NULL"
+)
 _ACTIONS = text("""
     SELECT action_id, at, actor, action, target, reason, before, after FROM admin_actions
     WHERE CAST(:after_id AS bigint) IS NULL OR action_id < :after_id ORDER BY action_id DESC LIMIT :limit
@@ -68,18 +72,24 @@ async def record_action(
     *,
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
-) -> None:
-    """Write down who did what to what and why, in the transaction that does it.
+) -> int | None:
+    """Write down who did what to what and why, in the transaction that does it; answer the line's id.
 
     Setting what was set before (`before` equals `after`) is worth a line only where a reason came with it: a stock
     that was counted and is right, say.
     """
     if before is not None and before == after and reason is None:
-        return
+        return None
     record = {"actor": actor, "action": action, "target": target, "reason": reason}
     record["before"] = json.dumps(_as_api_names(before)) if before is not None else None
     record["after"] = json.dumps(_as_api_names(after)) if after is not None else None
-    await connection.execute(_RECORD, record)
+    action_id: int = (await connection.execute(_RECORD, record)).scalar_one()
+    return action_id
+
+
+async def complete_action(connection: AsyncConnection, action_id: int, after: Mapping[str, Any]) -> None:
+    """Add what came of an action that had to be written down before it was done; what is known stays."""
+    await connection.execute(_COMPLETE, {"action_id": action_id, "after": json.dumps(_as_api_names(after))})
 
 
 def _as_api_names(value: Any) -> Any:

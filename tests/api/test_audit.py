@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.houses import House
+from tests.houses import House, order_body
 
 
 async def audit(house: House, target: str) -> list[dict[str, Any]]:
@@ -113,3 +113,40 @@ async def test_what_an_admin_does_as_a_courier_is_audited_and_what_couriers_do_i
         ("delivery.complete", "her phone is dead", "PICKED_UP", "DELIVERED"),
         ("delivery.complete", "her phone is dead", "DELIVERED", "DELIVERED"),
     ]
+
+
+async def test_what_an_admin_asks_of_an_order_is_audited_with_what_came_of_it(house: House) -> None:
+    await house.product("tea", 5)
+    order_id = await house.reserved("k-1", {"tea": 1})
+    path = f"/api/orders/{order_id}"
+    await done(house, "POST", f"{path}/extend", {"holdSeconds": 5000, "reason": "she is on the phone"})
+    assert (await house.call("POST", f"{path}/confirm", role="client")).status_code == 200
+    for reason in ({"reason": "fraud"}, {}, {"reason": "fraud, again"}):
+        await done(house, "POST", f"{path}/cancel", reason)
+    assert (await house.call("POST", f"{path}/confirm", {"reason": "no fraud"})).status_code == 409
+    extended, *cancelled = await audit(house, f"order:{order_id}")
+    assert (extended["action"], extended["actor"], extended["reason"]) == (
+        "order.extend",
+        "admin",
+        "she is on the phone",
+    )
+    assert extended["before"]["expiresAt"] < extended["after"]["expiresAt"]
+    assert [
+        (each["action"], each["reason"], each["before"]["status"], each["after"]["status"]) for each in cancelled
+    ] == [
+        ("order.cancel", "fraud", "CONFIRMED", "CANCELLED"),
+        ("order.cancel", "fraud, again", "CANCELLED", "CANCELLED"),
+    ]
+    made = await house.call("POST", "/api/orders", order_body({"tea": 1}), headers={"Idempotency-Key": "k-1"})
+    [action] = await audit(house, f"order:{made.json()['orderId']}")
+    assert (action["action"], action["before"], action["after"]["status"]) == ("order.start", None, "RESERVED")
+
+
+async def test_what_an_admin_asked_of_an_order_stands_in_the_audit_when_nobody_is_home(quiet_house: House) -> None:
+    await quiet_house.sql(
+        "INSERT INTO orders (order_id, request_hash, customer_id, zone, status, lines, dropoff, hold_seconds, timeline)"
+        " VALUES ('o-1', '', 'c', 'north', 'RESERVED', '[]', '{}', 900, '[]')"
+    )
+    assert (await quiet_house.call("POST", "/api/orders/o-1/cancel", {"reason": "fraud"})).status_code == 503
+    [action] = await audit(quiet_house, "order:o-1")
+    assert (action["reason"], action["after"]) == ("fraud", {"problem": "no-worker"})
