@@ -256,6 +256,7 @@ async def _assign(
     partial: bool,
 ) -> list[Conflict]:
     """One transaction: the assignment, its conflicts counted, and the audit of what was given."""
+    await get_courier(body.courier_id, services)  # or its problem; couriers, once there, are never deleted
     pairs = [(delivery_id, body.courier_id) for delivery_id in delivery_ids]
 
     async def work(connection: AsyncConnection) -> list[Conflict]:
@@ -286,7 +287,7 @@ def _lost(lost: list[Conflict]) -> Problem:
     if first.kind is ConflictKind.CAPACITY:
         return conflict("courier-over-capacity", "The courier can take no more.", conflicts=shown)
     if first.kind is ConflictKind.COURIER_UNAVAILABLE:
-        return conflict("courier-unavailable", "There is no such courier, or they are offline.", conflicts=shown)
+        return conflict("courier-unavailable", "The courier is offline.", conflicts=shown)
     if first.kind is ConflictKind.LOCK_TIMEOUT:
         return _conflict(
             "The delivery or the courier is being changed by somebody else.", first.holder, conflicts=shown

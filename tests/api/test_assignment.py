@@ -265,3 +265,11 @@ async def test_couriers_and_deliveries_that_are_not_there_are_404(quiet_house: H
     assert (await quiet_house.act("x", "pickup", "ada")).status_code == 404
     assert (await quiet_house.act("x", "complete", "ada")).status_code == 404
     assert (await quiet_house.act("x", "juggle", "ada")).status_code in (404, 422)
+
+
+async def test_giving_deliveries_to_a_courier_who_is_not_there_is_404_and_no_conflict(quiet_house: House) -> None:
+    one = await quiet_house.call("POST", "/api/admin/assignments", {"deliveryId": "d-1", "courierId": "nobody"})
+    route = await quiet_house.call("POST", "/api/admin/routes", {"deliveryIds": ["d-1"], "courierId": "nobody"})
+    for answer in (one, route):
+        assert (answer.status_code, answer.json()["title"]) == (404, "There is no such courier.")
+    assert (await quiet_house.get("/api/admin/ops/assignment/conflicts"))["items"] == []
