@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,14 +23,14 @@ from api.models import (
     big_integer,
     time,
 )
-from api.problems import Problem, conflict, not_found
+from api.problems import Problem, conflict, invalid, not_found
 from api.services import MISSING, RUNNING, Services, ServicesDep
 from db import reports
 from db.inventory import drift, holds, products
 from db.inventory.holds import StuckReservation
 from db.inventory.products import Product, StockBelowReserved
 from domain.ids import new_id
-from domain.inventory import StuckCause
+from domain.inventory import ReconciliationStatus, StuckCause
 from workflows.inventory import ReconcileWorkflow, SweepWorkflow
 
 router = APIRouter()
@@ -88,6 +89,14 @@ def _show_product(product: Product) -> dict[str, Any]:
         "reservedStock": product.reserved,
         "available": product.stock - product.reserved,
     }
+
+
+async def refuse_unknown_products(services: Services, skus: Collection[str]) -> None:
+    """Raise the problem of SKUs that no product has."""
+    async with services.database.read() as connection:
+        known = await products.get_products(connection, skus)
+    if unknown := sorted(set(skus) - known.keys()):
+        raise invalid("unknown-sku", "There is no such product.", skus=unknown)
 
 
 # --- stuck reservations
@@ -166,6 +175,7 @@ class Reconcile(NeedsReason):
 @router.post("/api/admin/ops/inventory/reconcile", status_code=202)
 async def reconcile(body: Reconcile, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Set drifted counters right; by default only say what would change."""
+    await refuse_unknown_products(services, body.skus or [])
     await services.require_worker()
     operation_id = new_id()
     await services.database.transact(
@@ -186,14 +196,19 @@ async def get_reconciliation(operation_id: str, services: ServicesDep) -> dict[s
     """How far a reconciliation is, and each of its corrections."""
     async with services.database.read() as connection:
         found = await drift.get_reconciliation(connection, operation_id)
-    if found is None:
-        raise not_found("reconciliation")
-    row, corrections = found
+        if found is None:
+            raise not_found("reconciliation")
+        row, corrections = found
+        total = len(corrections)
+        if row.status == ReconciliationStatus.RUNNING:
+            total = await drift.products_to_reconcile(connection, row)
     return {
         "operationId": row.operation_id,
         "status": row.status,
         "dryRun": row.dry_run,
         "reason": row.reason,
+        "total": total,
+        "done": len(corrections),
         "createdAt": time(row.created_at),
         "finishedAt": time(row.finished_at),
         "corrections": [_show_correction(correction) for correction in corrections],

@@ -25,6 +25,7 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from api.inventory import refuse_unknown_products
 from api.models import (
     Body,
     Email,
@@ -45,7 +46,6 @@ from api.order_audit import audited
 from api.problems import Problem, conflict, invalid, not_found, unavailable
 from api.services import Services, ServicesDep
 from db import order as orders
-from db.inventory import products
 from domain.ids import STATUS_ATTRIBUTE, ZONE_ATTRIBUTE
 from domain.ids import order_id as derive_order_id
 from domain.order import Line, NewOrder, OrderCommand, OrderState, OrderStatus, Place, Refusal, possible, refusal
@@ -138,7 +138,7 @@ async def start_order(
     row = await _read(services, order.order_id)
     made = row is None
     if row is None:
-        await _refuse_unknown_products(services, order)
+        await refuse_unknown_products(services, {line.sku for line in order.lines})
         await services.require_worker()
         await services.require_temporal()
         async with audited(services, request, "start", order.order_id):
@@ -153,14 +153,6 @@ async def start_order(
     return JSONResponse(
         show_order(services, row), 201 if made else 200, headers={"Location": f"/api/orders/{row.order_id}"}
     )
-
-
-async def _refuse_unknown_products(services: Services, order: NewOrder) -> None:
-    skus = {line.sku for line in order.lines}
-    async with services.database.read() as connection:
-        known = await products.get_products(connection, skus)
-    if unknown := sorted(skus - known.keys()):
-        raise invalid("unknown-sku", "There is no such product.", skus=unknown)
 
 
 class _StartOptions(TypedDict):

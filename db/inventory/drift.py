@@ -104,6 +104,22 @@ async def get_reconciliation(
     return row, (await connection.execute(_CORRECTIONS, {"operation_id": operation_id})).all()
 
 
+_TOTAL = text(f"""
+    SELECT count(*) FROM (
+        SELECT sku FROM corrections WHERE operation_id = :operation_id
+        UNION SELECT sku FROM ({_DRIFTED}) AS drifted
+        WHERE CAST(:among AS text[]) IS NULL OR sku = ANY(CAST(:among AS text[]))
+    ) AS concerned
+""")
+
+
+async def products_to_reconcile(connection: AsyncConnection, reconciliation: Row[Any]) -> int:
+    """How many products a running reconciliation has looked at or will: the corrected and those that drift still."""
+    asked = {"operation_id": reconciliation.operation_id, "among": reconciliation.skus}
+    total: int = (await connection.execute(_TOTAL, asked)).scalar_one()
+    return total
+
+
 async def finish_reconciliation(connection: AsyncConnection, operation_id: str) -> None:
     """Every product has been looked at."""
     await connection.execute(_FINISH, {"operation_id": operation_id})

@@ -166,6 +166,37 @@ async def test_a_reconciliation_needs_a_reason(quiet_house: House) -> None:
     assert (await quiet_house.call("GET", "/api/admin/ops/inventory/reconcile/nope")).status_code == 404
 
 
+async def test_a_reconciliation_of_products_that_are_not_there_is_422_and_names_them(quiet_house: House) -> None:
+    await quiet_house.product("tea", 5)
+    body = {"skus": ["tea", "no-tea"], "reason": "drill"}
+    answer = await quiet_house.call("POST", "/api/admin/ops/inventory/reconcile", body)
+    assert (answer.status_code, answer.json()["type"], answer.json()["skus"]) == (
+        422,
+        "/problems/unknown-sku",
+        ["no-tea"],
+    )
+
+
+async def test_a_reconciliation_tells_how_many_products_it_has_done_of_how_many(quiet_house: House) -> None:
+    for sku in ("a", "b", "c", "fine"):
+        await quiet_house.product(sku, 5)
+    await quiet_house.sql("UPDATE products SET reserved = 1 WHERE sku <> 'fine'")
+    await quiet_house.sql(
+        "INSERT INTO reconciliations (operation_id, dry_run, skus, actor, reason)"
+        " VALUES ('all', true, NULL, 'admin', 'drill'), ('some', false, ARRAY['b', 'fine'], 'admin', 'drill')"
+    )
+    await quiet_house.sql(
+        "INSERT INTO corrections VALUES ('all', 'a', 1, 0, 5, 5, false), ('some', 'fine', 1, 0, 5, 5, true)"
+    )
+    path = "/api/admin/ops/inventory/reconcile"
+    for operation_id, progress in {"all": (1, 3), "some": (1, 2)}.items():
+        running = await quiet_house.get(f"{path}/{operation_id}")
+        assert (running["done"], running["total"]) == progress
+    await quiet_house.sql("UPDATE reconciliations SET status = 'DONE', finished_at = now()")
+    over = await quiet_house.get(f"{path}/all")
+    assert (over["done"], over["total"]) == (1, 1)
+
+
 async def test_a_drifted_product_never_blocks_its_orders(house: House) -> None:
     await house.product("tea", 10)
     paid, unwanted, forgotten = [await house.reserved(f"k-{number}", {"tea": 2}) for number in range(3)]
