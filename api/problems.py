@@ -137,7 +137,7 @@ def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Re
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return show(request, _invalid_request(error))
+        return show(request, _not_said_to_be_json() if isinstance(error.body, bytes) else _invalid_request(error))
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
@@ -151,6 +151,12 @@ def install_problem_handlers(app: FastAPI, show: Callable[[Request, Problem], Re
 
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, on_database_error)
+
+
+def _not_said_to_be_json() -> Problem:
+    """The framework leaves such a body as bytes."""
+    detail = "Send the header Content-Type: application/json."
+    return Problem(415, "unsupported-media-type", "The body is not said to be JSON.", detail)
 
 
 def _invalid_request(error: RequestValidationError) -> Problem:

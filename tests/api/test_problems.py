@@ -210,11 +210,20 @@ async def test_a_page_that_cannot_be_is_422(quiet_house: House, query: str) -> N
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_body_of_another_content_type_is_told_so(quiet_house: House) -> None:
-    headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "text/plain", **KEY}
-    answer = await quiet_house.http.post("/api/orders", content=b"{}", headers=headers)
-    assert answer.status_code in (415, 422)
-    assert answer.headers["content-type"] == "application/problem+json"
+async def test_a_body_that_is_not_said_to_be_json_is_415_and_told_which_header_to_send(quiet_house: House) -> None:
+    authorization = {"authorization": f"Bearer {TOKENS['admin']}", **KEY}
+    content = json.dumps(order_body({"tea": 1})).encode()
+    for path in ("/api/orders", "/api/orders/o-1/cancel", "/api/admin/ops/reservations/sweep"):
+        for content_type in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+            headers = {**authorization, **content_type}
+            answer = await quiet_house.http.post(path, content=content, headers=headers)
+            assert_problem(answer, 415, "unsupported-media-type")
+            assert "Content-Type: application/json" in answer.json()["detail"]
+    headers = {**authorization, "content-type": "application/merge-patch+json; charset=utf-8"}
+    known = await quiet_house.http.post("/api/orders", content=content, headers=headers)
+    assert_problem(known, 422, "unknown-sku")
+    empty = await quiet_house.http.post("/api/orders", headers=authorization)
+    assert_problem(empty, 422, "invalid-request")
 
 
 @pytest.mark.parametrize("event_id", ["urn:uuid:00000000-0000-0000-0000-000000000000", "{0}", "0" * 32])
