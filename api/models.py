@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from api.auth import Role
 from api.problems import invalid
+from domain.notifications import mail_address
 from domain.outbox import rfc3339
 
 Item = TypeVar("Item")
@@ -61,9 +62,20 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterVali
 LongText = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_storable)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 """Zones, SKUs, webhooks: what goes into an address unescaped."""
+
+
+def _mailable(text: str) -> str:
+    mail_address(text)
+    return text
+
+
 Email = Annotated[
-    str, StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+$"), AfterValidator(_storable)
+    str,
+    StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+$"),
+    AfterValidator(_storable),
+    AfterValidator(_mailable),
 ]
+"""An address that the sink of e-mails can write to."""
 Units = Annotated[int, Field(ge=1, le=1_000_000)]
 Stock = Annotated[int, Field(ge=0, le=1_000_000_000)]
 HoldSeconds = Annotated[int, Field(ge=1, le=86_400)]

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.errors import MessageError
+from email.headerregistry import Address
 from enum import StrEnum
 
 from domain.order import Line
@@ -74,3 +76,14 @@ def _printable(text: str) -> str:
 def notification_key(event_id: str, recipient: str) -> str:
     """What stands for this event and recipient, and for no others, and shows neither: 128 bits in hexadecimal."""
     return hashlib.sha256(f"{event_id}\n{recipient}".encode()).hexdigest()[:32]
+
+
+def mail_address(text: str) -> Address:
+    """One plain address, as it can stand in a mail's header. Raises ValueError."""
+    try:
+        address = Address(addr_spec=text)
+    except (ValueError, LookupError, MessageError) as error:
+        raise ValueError("not an address that mail can be sent to") from error
+    if address.addr_spec != text:
+        raise ValueError("not one plain address")
+    return address

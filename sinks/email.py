@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP as MAIL_POLICY
@@ -23,7 +22,7 @@ from aiosmtplib import SMTPException, SMTPRecipientsRefused, SMTPResponseExcepti
 from db.engine import DATABASE_ERRORS, Database, error_code
 from db.outbox import notifications
 from db.outbox.notifications import Begun
-from domain.notifications import Channel, Notification, notification, notification_key
+from domain.notifications import Channel, Notification, mail_address, notification, notification_key
 from domain.outbox import Endpoint, ErrorClass, Message
 from sinks import SendFailed
 
@@ -187,12 +186,9 @@ def _mail(told: Notification, message_id: str, sender: Address) -> EmailMessage:
     """The message, the same in every attempt. Raises SendFailed for a recipient that cannot be written in a header."""
     mail = EmailMessage(policy=MAIL_POLICY)
     try:
-        recipient = Address(addr_spec=told.recipient)
-        if recipient.addr_spec != told.recipient:
-            raise ValueError("not one plain address")
-        mail["To"] = recipient
+        mail["To"] = mail_address(told.recipient)
         mail["Subject"] = told.subject
-    except (ValueError, LookupError, MessageError) as error:
+    except ValueError as error:
         raise SendFailed(ErrorClass.EVENT, "the recipient's address cannot be written to") from error
     mail["From"] = sender
     mail["Date"] = format_datetime(told.occurred_at)

@@ -210,6 +210,19 @@ async def test_a_page_that_cannot_be_is_422(quiet_house: House, query: str) -> N
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+NO_ADDRESSES = ["nobody", "\u00e4@x.example", "<a@b.co>", ".a@x", "a,b@x.example", "a(b)@x.example", "a@x.", "a@\ud800"]
+ADDRESSES = ["a@x", "ada.l+tea@customer.example", "o'hara@x.example", "a/b=c@x.example", "a@\u00e4.example"]
+
+
+async def test_an_address_that_no_mail_can_be_sent_to_is_422_and_any_other_is_none(quiet_house: House) -> None:
+    for address in NO_ADDRESSES + ADDRESSES:
+        body = order_body({"tea": 1}, email=address)
+        headers = {"authorization": f"Bearer {TOKENS['admin']}", "content-type": "application/json", **KEY}
+        answer = await quiet_house.http.post("/api/orders", content=json.dumps(body), headers=headers)
+        # There is no tea: whatever passes this far is an order that could be.
+        assert_problem(answer, 422, "invalid-request" if address in NO_ADDRESSES else "unknown-sku")
+
+
 async def test_a_body_that_is_not_said_to_be_json_is_415_and_told_which_header_to_send(quiet_house: House) -> None:
     authorization = {"authorization": f"Bearer {TOKENS['admin']}", **KEY}
     content = json.dumps(order_body({"tea": 1})).encode()
