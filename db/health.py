@@ -58,9 +58,12 @@ _WAITS = text(f"""
     FROM waits JOIN pg_stat_activity a ON a.pid = waits.pid ORDER BY waits.waits_since, a.pid
 """)
 _SESSIONS = text(f"SELECT {_SESSION} FROM pg_stat_activity a WHERE a.pid = ANY(CAST(:pids AS int[]))")
-# A transaction that wrote keeps rows from being cleaned up by its own id, even while it has no snapshot.
+# A transaction that wrote keeps rows from being cleaned up by its own id, even while it has no snapshot. PostgreSQL
+# counts ages from when this transaction first asked: what has begun since then would be younger than nothing.
 _OLDEST_XMIN = text("""
-    SELECT * FROM (
+    SELECT holder, pid, name, GREATEST(age, 0) AS age,
+        CASE WHEN seconds IS NOT NULL THEN GREATEST(seconds, 0) END AS seconds
+    FROM (
         SELECT 'session' AS holder, pid, application_name AS name,
             GREATEST(age(backend_xmin), age(backend_xid)) AS age,
             CAST(extract(epoch FROM clock_timestamp() - xact_start) AS float8) AS seconds
@@ -75,7 +78,7 @@ _OLDEST_XMIN = text("""
         SELECT 'replication slot', active_pid, slot_name, GREATEST(age(xmin), age(catalog_xmin)), NULL
         FROM pg_replication_slots
     ) AS holders
-    WHERE age IS NOT NULL ORDER BY age DESC, seconds DESC NULLS LAST LIMIT 1
+    WHERE holders.age IS NOT NULL ORDER BY holders.age DESC, holders.seconds DESC NULLS LAST LIMIT 1
 """)
 
 

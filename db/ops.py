@@ -121,7 +121,7 @@ _METRICS = text("""
         (SELECT count(*) FROM deliveries WHERE status IN ('PENDING', 'OFFERED')) AS pending_deliveries,
         (SELECT count(*) FROM deliveries WHERE attention IS NOT NULL OR status = 'NEEDS_ATTENTION')
             AS deliveries_needing_attention,
-        (SELECT CAST(COALESCE(max(extract(epoch FROM now() - xact_start)), 0) AS float8) FROM pg_stat_activity
+        (SELECT CAST(GREATEST(max(extract(epoch FROM now() - xact_start)), 0) AS float8) FROM pg_stat_activity
             WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
             AND datname = current_database() AND pid <> pg_backend_pid())
             AS oldest_xmin_age_seconds
