@@ -104,22 +104,24 @@ class Page:
 
     def __init__(
         self,
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=512)] = None,
     ) -> None:
         self.limit = limit
         self._cursor = cursor
+        self._list: str = request.scope["path"]
 
     def after(self, *kinds: Callable[[Any], Any]) -> tuple[Any, ...] | None:
         """The values that the last page ended with, each made by its kind; None for the first page."""
         if self._cursor is None:
             return None
         try:
-            values = json.loads(base64.urlsafe_b64decode(self._cursor.encode()))
-            if not isinstance(values, list) or len(values) != len(kinds):
+            of_list, *values = json.loads(base64.urlsafe_b64decode(self._cursor.encode()))
+            if of_list != self._list or len(values) != len(kinds):
                 raise ValueError("not a cursor of this list")
             return tuple(kind(_storable(str(value))) for kind, value in zip(kinds, values, strict=True))
-        except ValueError:
+        except (ValueError, TypeError):
             raise invalid("invalid-cursor", "The cursor is not one that this list gave out.") from None
 
     def answer(
@@ -128,12 +130,11 @@ class Page:
         """The page; `rows` were read with a limit of one more than is shown, `key` is what `after` gets back."""
         shown = rows[: self.limit]
         more = len(rows) > self.limit
-        return {"items": [show(row) for row in shown], "nextCursor": _cursor(key(shown[-1])) if more else None}
+        return {"items": [show(row) for row in shown], "nextCursor": self._after(key(shown[-1])) if more else None}
 
-
-def _cursor(values: Sequence[Any]) -> str:
-    texts = [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
-    return base64.urlsafe_b64encode(json.dumps(texts).encode()).decode()
+    def _after(self, values: Sequence[Any]) -> str:
+        texts = [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
+        return base64.urlsafe_b64encode(json.dumps([self._list, *texts]).encode()).decode()
 
 
 def big_integer(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Query, Request
 
 from api.models import Page
 
@@ -13,7 +13,7 @@ OfZone = Annotated[str, Query(max_length=64)]
 
 
 class ShortPage(Page):
-    """As many rows as a screen shows; the cursor is the API's."""
+    """As many rows as a screen shows."""
 
-    def __init__(self, cursor: Annotated[str | None, Query(max_length=512)] = None) -> None:
-        super().__init__(25, cursor)
+    def __init__(self, request: Request, cursor: Annotated[str | None, Query(max_length=512)] = None) -> None:
+        super().__init__(request, 25, cursor)

@@ -187,27 +187,38 @@ async def test_not_a_number_is_422(quiet_house: House) -> None:
 
 
 def cursor(*values: str) -> str:
-    """A cursor as a list makes it, of values that it never gave out."""
+    """A cursor as a list makes it, of values that it never gave out; the first one names the list."""
     return f"cursor={base64.urlsafe_b64encode(json.dumps(values).encode()).decode()}"
 
 
-BAD_PAGES = [
-    cursor("0001-01-01T00:00:00+23:59", "x"),
-    cursor("9999-12-31T23:59:59-23:59", "x"),
-    cursor("2026-01-01T00:00:00", "x"),
-    cursor(str(2**64)),
-    cursor("-1"),
-    cursor("2026-01-01T00:00:00+00:00", "1", str(2**40)),
-    *["limit=0", "limit=201", "limit=x", "cursor=%21", "cursor=bm9uc2Vuc2U=", "cursor=WyJhIl0=", "cursor=%00"],
+LISTS = ("/api/orders", "/api/products", "/api/admin/ops/actions", "/api/admin/ops/outbox/failures")
+BAD_CURSORS = [
+    ["0001-01-01T00:00:00+23:59", "x"],
+    ["9999-12-31T23:59:59-23:59", "x"],
+    ["2026-01-01T00:00:00", "x"],
+    [str(2**64)],
+    ["-1"],
+    ["2026-01-01T00:00:00+00:00", "1", str(2**40)],
 ]
+NO_CURSORS = ["%21", "bm9uc2Vuc2U=", "WyJhIl0=", "W10=", "MQ==", "bnVsbA==", "e30=", "%00"]
+BAD_PAGES = ["limit=0", "limit=201", "limit=x", *(f"cursor={each}" for each in NO_CURSORS)]
 
 
-@pytest.mark.parametrize("query", BAD_PAGES)
-async def test_a_page_that_cannot_be_is_422(quiet_house: House, query: str) -> None:
-    for path in ("/api/orders", "/api/products", "/api/admin/ops/actions", "/api/admin/ops/outbox/failures"):
-        answer = await quiet_house.call("GET", f"{path}?{query}")
-        assert answer.status_code == 422, (path, answer.text)
-        assert answer.headers["content-type"] == "application/problem+json"
+async def test_a_page_that_cannot_be_is_422(quiet_house: House) -> None:
+    for path in LISTS:
+        for query in BAD_PAGES + [cursor(path, *values) for values in BAD_CURSORS]:
+            answer = await quiet_house.call("GET", f"{path}?{query}")
+            assert answer.status_code == 422, (path, query, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_cursor_of_another_list_is_422(quiet_house: House) -> None:
+    for number in range(2):
+        await quiet_house.product(f"sku-{number}", 1)
+    given = (await quiet_house.get("/api/products?limit=1"))["nextCursor"]
+    assert len((await quiet_house.get(f"/api/products?cursor={given}"))["items"]) == 1
+    for path in ("/api/orders", "/api/admin/ops/assignment/attention", "/api/admin/ops/reservations/stuck"):
+        assert_problem(await quiet_house.call("GET", f"{path}?cursor={given}"), 422, "invalid-cursor")
 
 
 NO_ADDRESSES = ["nobody", "\u00e4@x.example", "<a@b.co>", ".a@x", "a,b@x.example", "a(b)@x.example", "a@x.", "a@\ud800"]
