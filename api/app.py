@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 import uvicorn
@@ -30,6 +31,9 @@ from workflows.client import connect
 log = structlog.get_logger(__name__)
 
 _DRAIN_SECONDS = 6
+# Longer than clients and proxies keep a connection for the next call: whoever closes first must not be the server, or
+# a call that is on its way at that moment is lost. A stop closes idle connections at once.
+_KEEP_ALIVE_SECONDS = 75
 _POOL_SIZE = 30
 
 
@@ -74,6 +78,20 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     return app
 
 
+def server_options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves the application."""
+    return {
+        "host": settings.api_host,
+        "port": settings.api_port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _DRAIN_SECONDS,
+        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
+        "backlog": 512,
+    }
+
+
 async def _check_installation(settings: Settings) -> None:
     """Refuse another installation's database; one that is down is what `/readyz` tells."""
     database = Database(create_engine(settings.database_url or "", name="waybill-api"))
@@ -112,16 +130,7 @@ def main() -> None:
     except (SettingsError, WrongInstallation) as error:
         log.error(str(error))
         sys.exit(EX_CONFIG)
-    uvicorn.run(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-        backlog=512,
-    )
+    uvicorn.run(app, **server_options(settings))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
-from api.app import create_app
+from api.app import create_app, server_options
 from db.engine import Database, create_engine
 from domain.ids import Names
 from domain.outbox import SHARDS
@@ -192,10 +192,7 @@ async def open_house(
 @asynccontextmanager
 async def _serve(settings: Settings, client: Client) -> AsyncIterator[httpx.AsyncClient]:
     """Serve the API on its port; yields an HTTP client of it."""
-    config = uvicorn.Config(
-        create_app(settings, client), host="127.0.0.1", port=settings.api_port, log_config=None, backlog=512
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, client), **server_options(settings)))
     task = asyncio.create_task(server.serve())
 
     async def started() -> bool:
