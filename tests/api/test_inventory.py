@@ -137,6 +137,7 @@ async def test_drift_is_shown_with_the_reservations_behind_it_and_reconciled_aft
     assert (await house.stock("high"), await house.stock("low")) == ((10, 2), (10, 0))
     rest = await _reconciled(house, {"dryRun": False, "reason": "the rest"})
     handle = house.temporal.get_workflow_handle(rest["workflow"]["id"])
+    assert await handle.result() == 2
     assert await handle.query("progress") == {"drifted_products": 2, "after_sku": "low", "done": True}
     await house.invariants_hold()
     assert await house.stock("edited") == (7, 2)
