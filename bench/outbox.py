@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import sys
 import time
@@ -31,6 +30,7 @@ from db.engine import Database
 from domain.outbox import EventType
 from local.postgres import EmbeddedPostgres
 from sinks.webhook import WebhookSink
+from worker import collect_garbage_seldom
 
 PARTS = ("limit", "http", "rivals", "cost", "rest", "broken")
 
@@ -285,9 +285,7 @@ def main() -> None:
     sizes = replace(sizes, pairs=asked.pairs or sizes.pairs, events=asked.events or sizes.events)
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    # As a worker does when it starts.
-    gc.collect()
-    gc.freeze()
+    collect_garbage_seldom()  # as a worker does; what it is compared with has the same of it
     began = time.perf_counter()
     with throw_away_postgres() as postgres:
         bench = asyncio.run(measure(postgres, sizes, asked.only or PARTS))

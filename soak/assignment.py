@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from soak.dispatch import Contest, Expiries, contest, expiries
 from soak.race import Race, race
 from tests.houses import House, open_house
 from tests.servers import fresh_database, throw_away_postgres, throw_away_temporal
+from worker import collect_garbage_seldom
 
 HECTIC = {"parallelRounds": 8, "batchWindowSeconds": 0.05}
 CALM = {"parallelRounds": 1, "batchWindowSeconds": 3}
@@ -125,8 +125,7 @@ async def main() -> None:
     parser.add_argument("--only", choices=RUNS, action="append", help="may be repeated")
     asked = parser.parse_args()
     runs = asked.only or RUNS
-    gc.collect()
-    gc.freeze()  # as a worker does at its start
+    collect_garbage_seldom()
     with throw_away_postgres() as postgres, throw_away_temporal() as temporal:
         if "race" in runs:
             await _race(postgres, asked.seed, asked.processes)
