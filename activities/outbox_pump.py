@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import Database
+from db.engine import DATABASE_ERRORS, Database
 from db.outbox import breaker, probes, relay, settle
 from db.outbox.relay import Claimed
 from db.outbox.settle import Delivered
@@ -32,12 +32,14 @@ WINDOW = (200, 1000)
 _FAST_SECONDS = 0.3
 """So long at most between two claims, and the window grows."""
 _PARALLEL_SENDS = 64
-_LANE_WINDOW = 16
-"""Of one lane: a long one leaves room for the others."""
+_LANE_WINDOW = (2, 16)
+"""Of one lane, so that a long one leaves room for the others: the second where they go fast."""
 _LOOK_AHEAD = (1000, 16_000)
 """Among how many of the oldest messages to look: from the first, doubling while few of them may go, to the second."""
 _FILL_SECONDS = 0.05
 """A send that takes longer does not keep the lanes that have become ready meanwhile waiting."""
+_VAIN_CLAIMS = 4
+"""A claim that brings little is not repeated, unless there is news, before so many times as long as it took."""
 _GATHER_SECONDS = (0.01, 0.1)
 """While others are being sent, what is delivered waits for company (one settlement for many): the first at least, and
 the second at most while the senders are busy."""
@@ -87,6 +89,10 @@ class Pump:
         self._look_ahead = _LOOK_AHEAD[0]
         self._window = WINDOW[0]
         self._claimed_at = 0.0
+        """When a claim brought something."""
+        self._claim_again_at = 0.0
+        self._told = False
+        """Something new may have become ready since the last claim began."""
 
     def stop(self) -> None:
         """Claim and begin no more; what is being sent ends and is settled."""
@@ -94,6 +100,8 @@ class Pump:
 
     def look(self) -> None:
         """Something new may be ready: do not wait for a send to end."""
+        self._claim_again_at = 0.0
+        self._told = True
         self._news.set()
 
     async def run(self) -> None:
@@ -111,6 +119,12 @@ class Pump:
                 await self._end(await self._next_outcomes())
                 await self._judge()
                 await self._fill()
+        except DATABASE_ERRORS:
+            # What was delivered meanwhile is not to be sent again for that.
+            if delivered := [each for each in self._outcomes if isinstance(each, Delivered)]:
+                with contextlib.suppress(*DATABASE_ERRORS):
+                    await self._settle(delivered)
+            raise
         finally:
             for sender in self._senders:
                 sender.cancel()
@@ -140,28 +154,41 @@ class Pump:
             self._senders.add(asyncio.create_task(self._send_lanes()))
 
     def _runs_low(self) -> bool:
-        """Whether the senders will soon have nothing to do, and a claim would bring enough to be worth its while."""
+        """Whether the senders will soon have nothing to do, and a claim may bring enough to be worth its while.
+
+        Where some have nothing to do already, whatever it brings is: all that was claimed may wait behind a few slow
+        lanes.
+        """
+        if self._in_flight and time.monotonic() < self._claim_again_at:
+            return False
+        if not self._ready and len(self._senders) < self._allowed:
+            return len(self._in_flight) < self._window
         return self._unsent <= self._window // 4 and len(self._in_flight) <= 3 * self._window // 4
 
     async def _claim(self, limit: int) -> list[Claimed]:
         """Claim rows; those behind a failing message of their lane are parked instead."""
-        now = time.monotonic()
-        fast = now - self._claimed_at < _FAST_SECONDS
+        self._told, began = False, time.monotonic()
+        fast = began - self._claimed_at < _FAST_SECONDS
         self._window = min(self._window * 2, WINDOW[1]) if fast else WINDOW[0]
-        self._claimed_at = now
+        lane_limit = _LANE_WINDOW[fast]
         lanes = Counter(claimed.message.lane for claimed in self._in_flight.values())
         window = relay.Window(
             in_flight=list(self._in_flight),
-            full_lanes=[lane for lane, count in lanes.items() if count >= _LANE_WINDOW],
-            lane_limit=_LANE_WINDOW,
+            full_lanes=[lane for lane, count in lanes.items() if count >= lane_limit],
+            lane_limit=lane_limit,
             limit=limit,
             look_ahead=self._look_ahead,
         )
         claimed = await self._database.execute_once(
             lambda connection: relay.claim(connection, self._shard, self.endpoint.endpoint_id, self._epoch, window)
         )
+        ended = time.monotonic()
         few = len(claimed) < limit // 2
         self._look_ahead = min(self._look_ahead * 2, _LOOK_AHEAD[1]) if few else _LOOK_AHEAD[0]
+        pause = max(_FILL_SECONDS, _VAIN_CLAIMS * (ended - began))
+        self._claim_again_at = ended + pause if few and not self._told else 0.0
+        if claimed:
+            self._claimed_at = began
         blocked = [each.message for each in claimed if each.lane_blocked]
         if blocked:
             await self._database.transact(
