@@ -139,10 +139,11 @@ async def start_order(
     made = row is None
     if row is None:
         await refuse_unknown_products(services, {line.sku for line in order.lines})
+        decide_by = _decide_by()
         await services.require_worker()
         await services.require_temporal()
         async with audited(services, request, "start", order.order_id):
-            await _reserve(services, order)
+            await _reserve(services, order, decide_by)
         row = await _read(services, order.order_id)
         if row is None:
             raise _pending(order.order_id)
@@ -153,6 +154,11 @@ async def start_order(
     return JSONResponse(
         show_order(services, row), 201 if made else 200, headers={"Location": f"/api/orders/{row.order_id}"}
     )
+
+
+def _decide_by() -> float:
+    """When a call that begins now has to be answered, by the event loop's clock: all its steps share that time."""
+    return asyncio.get_running_loop().time() + DECISION_SECONDS
 
 
 class _StartOptions(TypedDict):
@@ -182,13 +188,13 @@ def _start_options(services: Services, order: NewOrder) -> _StartOptions:
     }
 
 
-async def _reserve(services: Services, order: NewOrder) -> None:
+async def _reserve(services: Services, order: NewOrder, decide_by: float) -> None:
     """Have the order's workflow decide, and wait for that."""
     start = WithStartWorkflowOperation(OrderWorkflow.run, order, **_start_options(services, order))
     # Without somebody who takes its outcome, a start that failed is logged as an error of nobody's.
     asyncio.gather(start.workflow_handle(), return_exceptions=True)
     try:
-        async with asyncio.timeout(DECISION_SECONDS):
+        async with asyncio.timeout_at(decide_by):
             # One id for all copies of a request: Temporal lets only ten different updates wait at a time.
             await services.temporal.execute_update_with_start_workflow(
                 OrderWorkflow.reserved,
@@ -250,11 +256,12 @@ async def _command(
         raise not_found("order")
     stage = OrderStatus(row.status)
     if possible(command, stage):
+        decide_by = _decide_by()
         await services.require_worker()
         await services.require_temporal()
-        state = await _update(services, row, command, hold_seconds)
-        if state is None and await _revive(services, order_id):
-            state = await _update(services, row, command, hold_seconds)
+        state = await _update(services, row, command, hold_seconds, decide_by)
+        if state is None and await _revive(services, order_id, decide_by):
+            state = await _update(services, row, command, hold_seconds, decide_by)
         row = await _read(services, order_id) or row
         if state is None:  # its workflow is closed, so the row has the answer
             stage = OrderStatus(row.status)
@@ -269,7 +276,7 @@ async def _command(
     return show_order(services, row)
 
 
-async def _revive(services: Services, order_id: str) -> bool:
+async def _revive(services: Services, order_id: str, decide_by: float) -> bool:
     """Where the row of an order is open and its workflow is gone, start that again from the row."""
     async with services.database.read() as connection:
         state = await orders.load_state(connection, order_id)
@@ -277,7 +284,7 @@ async def _revive(services: Services, order_id: str) -> bool:
     if not state.stage.open:
         return False
     try:
-        async with asyncio.timeout(DECISION_SECONDS):
+        async with asyncio.timeout_at(decide_by):
             await services.temporal.start_workflow(OrderWorkflow.run, order, **_start_options(services, order))
     except WorkflowAlreadyStartedError:
         return False  # it has ended well after all
@@ -287,14 +294,14 @@ async def _revive(services: Services, order_id: str) -> bool:
 
 
 async def _update(
-    services: Services, row: Row[Any], command: OrderCommand, hold_seconds: int | None
+    services: Services, row: Row[Any], command: OrderCommand, hold_seconds: int | None, decide_by: float
 ) -> OrderState | None:
     """Send the command to the order's workflow; None when that has closed meanwhile."""
     handle = services.temporal.get_workflow_handle(services.names.order(row.order_id))
     # A command can succeed only once from where the order stands, so its copies may share one update.
     update_id = f"{command}-{row.status}-{row.delivery_status}"
     try:
-        async with asyncio.timeout(DECISION_SECONDS):
+        async with asyncio.timeout_at(decide_by):
             if command is OrderCommand.CONFIRM:
                 return await handle.execute_update(OrderWorkflow.confirm, id=update_id)
             if command is OrderCommand.CANCEL:

@@ -67,9 +67,22 @@ class Services:
         """Raise the problem of an unreachable Temporal, before anything is sent that might arrive after all."""
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self.temporal.service_client.check_health()
+                serves = await self._temporal_serves()
         except (TimeoutError, RPCError, RuntimeError) as error:
             raise unavailable("temporal-unavailable", "Temporal does not answer, so nothing was started.") from error
+        if not serves:
+            raise unavailable("temporal-unavailable", "Temporal does not serve, so nothing was started.")
+
+    async def _temporal_serves(self) -> bool:
+        """Ask Temporal, and once more at once: the first call finds out that a connection broke, the second makes one.
+
+        The client's own retries would take all the time there is where nobody listens.
+        """
+        check = self.temporal.service_client.check_health
+        try:
+            return await check()
+        except (RPCError, RuntimeError):
+            return await check()
 
     async def start(
         self,

@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 
 from domain.ids import order_id as derive_order_id
 from local.ports import free_port
+from tests.api.frontends import Health, frontend
 from tests.houses import House, open_house, order_body
 from tests.receivers import Receiver, verified
 from tests.waiting import eventually
@@ -223,6 +224,27 @@ async def test_without_temporal_nothing_is_started_and_the_answer_says_so(
         assert int(answer.headers["Retry-After"]) > 0
     assert [each["orderId"] for each in (await house.get("/api/orders"))["items"]] == [held]
     assert (await house.get(f"/api/orders/{held}"))["status"] == "RESERVED"
+
+
+@pytest.mark.parametrize(
+    ("checks", "problem"),
+    [
+        ([Health.NOT_SERVING], "temporal-unavailable"),
+        ([Health.FAILING, Health.FAILING], "temporal-unavailable"),
+        ([Health.FAILING, Health.SERVING], "order-pending"),  # it was sent: the staged server knows no such call
+    ],
+)
+async def test_a_temporal_that_does_not_serve_is_sent_nothing_and_one_passing_error_does_not_count(
+    database_url: str, installation: str, checks: list[Health], problem: str
+) -> None:
+    async with frontend(checks) as address:
+        staged = await Client.connect(address, lazy=True)
+        async with open_house(database_url, staged, installation, worker=False) as house:
+            await house.product("tea", 5)
+            await house.sql("INSERT INTO workers (worker_id, heartbeat_at) VALUES ('w-1', now() + interval '1 hour')")
+            answer = await house.order("k-1", {"tea": 1})
+    assert (answer.status_code, answer.json()["type"]) == (503, f"/problems/{problem}")
+    assert int(answer.headers["Retry-After"]) > 0
 
 
 @pytest.mark.parametrize("stage", ["RESERVED", "CONFIRMED"])
