@@ -14,6 +14,7 @@ from sqlalchemy import Row
 from api.models import (
     Name,
     NeedsReason,
+    OptionalReason,
     Page,
     Reasoned,
     Stock,
@@ -138,7 +139,7 @@ def _show_stuck(services: Services, row: StuckReservation, status: str | None) -
 
 
 @router.post("/api/admin/ops/reservations/sweep", status_code=202)
-async def sweep(request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+async def sweep(request: Request, services: ServicesDep, body: OptionalReason = None) -> dict[str, Any]:
     """End overdue holds beyond the grace now."""
     await services.require_worker()
     operation_id = new_id()

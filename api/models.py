@@ -10,12 +10,11 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from api.auth import Role
 from api.problems import invalid
-from domain.notifications import mail_address
 from domain.outbox import rfc3339
 
 Item = TypeVar("Item")
@@ -64,18 +63,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 """Zones, SKUs, webhooks: what goes into an address unescaped."""
 
 
-def _mailable(text: str) -> str:
-    mail_address(text)
-    return text
-
-
 Email = Annotated[
     str,
     StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+$"),
     AfterValidator(_storable),
-    AfterValidator(_mailable),
 ]
-"""An address that the sink of e-mails can write to."""
+"""What looks like an address; whether mail can be sent to it is asked where the order is new."""
 Units = Annotated[int, Field(ge=1, le=1_000_000)]
 Stock = Annotated[int, Field(ge=0, le=1_000_000_000)]
 HoldSeconds = Annotated[int, Field(ge=1, le=86_400)]
@@ -91,6 +84,15 @@ class Reasoned(Body):
     """The body of an admin's mutation whose reason is optional."""
 
     reason: LongText | None = None
+
+
+def _unless_not_said_to_be_json(body: Any) -> Any:
+    return None if isinstance(body, bytes) else body
+
+
+OptionalReason = Annotated[Reasoned | None, BeforeValidator(_unless_not_said_to_be_json)]
+"""The body of a mutation that needs none. One that is not said to be JSON, which the framework leaves as bytes, counts
+as none: clients send an empty form where they send nothing."""
 
 
 class NeedsReason(Body):

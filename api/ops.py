@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from temporalio.service import RPCError
 
 from api.metrics import render_metrics
-from api.models import Page, Reasoned, actor, big_integer, time
+from api.models import OptionalReason, Page, actor, big_integer, time
 from api.problems import unavailable
 from api.services import ServicesDep
 from db import ops, reports
@@ -90,7 +90,7 @@ def _show_action(row: Row[Any]) -> dict[str, Any]:
 
 
 @router.post("/api/admin/ops/cross-check", status_code=202)
-async def cross_check(request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+async def cross_check(request: Request, services: ServicesDep, body: OptionalReason = None) -> dict[str, Any]:
     """Make rows and workflows agree now, within the guards of a scheduled pass."""
     await services.require_worker()
     operation_id = new_id()

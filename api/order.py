@@ -7,6 +7,7 @@ import hashlib
 from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from sqlalchemy import Row
@@ -32,6 +33,7 @@ from api.models import (
     HoldSeconds,
     LongText,
     Name,
+    OptionalReason,
     Page,
     Reasoned,
     Text,
@@ -48,6 +50,7 @@ from api.services import Services, ServicesDep
 from db import order as orders
 from domain.ids import STATUS_ATTRIBUTE, ZONE_ATTRIBUTE
 from domain.ids import order_id as derive_order_id
+from domain.notifications import mail_address
 from domain.order import Line, NewOrder, OrderCommand, OrderState, OrderStatus, Place, Refusal, possible, refusal
 from workflows.order import OrderWorkflow
 
@@ -138,6 +141,7 @@ async def start_order(
     row = await _read(services, order.order_id)
     made = row is None
     if row is None:
+        _refuse_unmailable(body.email)
         await refuse_unknown_products(services, {line.sku for line in order.lines})
         decide_by = _decide_by()
         await services.require_worker()
@@ -154,6 +158,15 @@ async def start_order(
     return JSONResponse(
         show_order(services, row), 201 if made else 200, headers={"Location": f"/api/orders/{row.order_id}"}
     )
+
+
+def _refuse_unmailable(email: str | None) -> None:
+    """Not a part of the body's type: what can be mailed to may change, and an order that was taken stays taken."""
+    try:
+        if email is not None:
+            mail_address(email)
+    except ValueError as error:
+        raise RequestValidationError([{"type": "value_error", "loc": ("body", "email"), "msg": str(error)}]) from error
 
 
 def _decide_by() -> float:
@@ -214,7 +227,7 @@ async def _reserve(services: Services, order: NewOrder, decide_by: float) -> Non
 
 @router.post("/{order_id}/confirm")
 async def confirm_order(
-    order_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    order_id: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Take the units out of stock and have the order delivered."""
     return await _ask(services, request, order_id, OrderCommand.CONFIRM, body)
@@ -228,7 +241,7 @@ async def extend_order(order_id: str, body: ExtendOrder, request: Request, servi
 
 @router.post("/{order_id}/cancel")
 async def cancel_order(
-    order_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    order_id: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Give the units back."""
     return await _ask(services, request, order_id, OrderCommand.CANCEL, body)

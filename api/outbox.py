@@ -13,7 +13,18 @@ from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.models import JsonObject, NeedsReason, Page, Reasoned, Text, actor, aware_time, big_integer, integer, time
+from api.models import (
+    JsonObject,
+    NeedsReason,
+    OptionalReason,
+    Page,
+    Text,
+    actor,
+    aware_time,
+    big_integer,
+    integer,
+    time,
+)
 from api.problems import Problem, conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import decisions, failures
@@ -148,7 +159,7 @@ def _show_message(position: int, message: Row[Any], attempts: Any) -> dict[str, 
 
 
 @router.post("/ops/outbox/failures/{message}/replay")
-async def replay(message: str, request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+async def replay(message: str, request: Request, services: ServicesDep, body: OptionalReason = None) -> dict[str, Any]:
     """Send a failing message again, and what waits behind it."""
     position, endpoint_id = _message_key(message)
     reason = body.reason if body else None

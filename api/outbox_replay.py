@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from sqlalchemy import Row
 
-from api.models import Body, NeedsReason, Page, Reasoned, Text, actor, aware_time, time
+from api.models import Body, NeedsReason, OptionalReason, Page, Text, actor, aware_time, time
 from api.problems import Problem, conflict, not_found
 from api.services import Services, ServicesDep
 from db.outbox import replays
@@ -126,7 +126,7 @@ def _show_item(item: Row[Any]) -> dict[str, Any]:
 
 @router.post("/{operation_id}/pause")
 async def pause(
-    operation_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    operation_id: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Decide no more of the operation's messages until it is resumed; needs no worker."""
     reason = body.reason if body else None
@@ -141,7 +141,7 @@ async def pause(
 
 @router.post("/{operation_id}/resume")
 async def resume(
-    operation_id: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    operation_id: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Go on where the operation was paused."""
     await services.require_worker()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import Row
 
-from api.models import Page, Reasoned, actor, aware_time, time
+from api.models import OptionalReason, Page, actor, aware_time, time
 from api.problems import Problem, not_found
 from api.services import Services, ServicesDep
 from db import snapshots
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/api/admin/ops/snapshots")
 
 
 @router.post("", status_code=202)
-async def take_snapshot(request: Request, services: ServicesDep, body: Reasoned | None = None) -> dict[str, Any]:
+async def take_snapshot(request: Request, services: ServicesDep, body: OptionalReason = None) -> dict[str, Any]:
     """Capture the house as it is now."""
     await services.require_worker()
     snapshot_id = new_id()

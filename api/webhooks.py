@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.models import LongText, Name, Page, Reasoned, Text, actor, integer, time
+from api.models import LongText, Name, OptionalReason, Page, Reasoned, Text, actor, integer, time
 from api.problems import conflict, invalid, not_found
 from api.services import Services, ServicesDep
 from db.outbox import endpoints, lanes
@@ -105,7 +105,7 @@ async def delete_webhook(
 
 @router.post("/webhooks/{name}/rotate-secret")
 async def rotate_secret(
-    name: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    name: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Give the webhook a new secret; for a day its messages carry a signature by the old one too."""
     secret = new_webhook_secret()
@@ -121,7 +121,7 @@ async def rotate_secret(
 
 @router.post("/webhooks/{name}/enable")
 async def enable_webhook(
-    name: str, request: Request, services: ServicesDep, body: Reasoned | None = None
+    name: str, request: Request, services: ServicesDep, body: OptionalReason = None
 ) -> dict[str, Any]:
     """Send to the webhook again, at once."""
     reason = body.reason if body else None

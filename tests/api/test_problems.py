@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from api.order import StartOrder
+from domain.ids import order_id
 from tests.houses import TOKENS, House, order_body
 
 KEY = {"Idempotency-Key": "k-1"}
@@ -232,15 +235,36 @@ async def test_an_address_that_no_mail_can_be_sent_to_is_422_and_any_other_is_no
         answer = await quiet_house.http.post("/api/orders", content=json.dumps(body), headers=headers)
         # There is no tea: whatever passes this far is an order that could be.
         assert_problem(answer, 422, "invalid-request" if address in NO_ADDRESSES else "unknown-sku")
+        if address in NO_ADDRESSES:
+            assert [each["where"] for each in answer.json()["errors"]] == ["body.email"]
+
+
+async def test_an_order_that_was_taken_with_an_address_that_is_refused_by_now_is_still_the_answer_to_its_key(
+    quiet_house: House,
+) -> None:
+    body = order_body({"tea": 1}, email="a..b@customer.example")
+    taken = StartOrder.model_validate_json(json.dumps(body)).order(order_id("client", "k-taken"), 900)
+    await quiet_house.sql(
+        "INSERT INTO orders (order_id, request_hash, customer_id, zone, status, lines, dropoff, hold_seconds, timeline)"
+        " VALUES (:order_id, :request_hash, 'c-1', 'north', 'RESERVED', '[]', '{}', 900, '[]')",
+        order_id=taken.order_id,
+        request_hash=taken.request_hash,
+    )
+    again = await quiet_house.call("POST", "/api/orders", body, role="client", headers={"Idempotency-Key": "k-taken"})
+    assert (again.status_code, again.json()["orderId"]) == (200, taken.order_id), again.text
+    other = await quiet_house.call("POST", "/api/orders", body, role="client", headers={"Idempotency-Key": "k-new"})
+    assert_problem(other, 422, "invalid-request")
+
+
+NOT_JSON = [{}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}]
 
 
 async def test_a_body_that_is_not_said_to_be_json_is_415_and_told_which_header_to_send(quiet_house: House) -> None:
     authorization = {"authorization": f"Bearer {TOKENS['admin']}", **KEY}
     content = json.dumps(order_body({"tea": 1})).encode()
-    for path in ("/api/orders", "/api/orders/o-1/cancel", "/api/admin/ops/reservations/sweep"):
-        for content_type in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
-            headers = {**authorization, **content_type}
-            answer = await quiet_house.http.post(path, content=content, headers=headers)
+    for path in ("/api/orders", "/api/orders/o-1/extend", "/api/admin/deliveries/d-1/requeue"):
+        for content_type in NOT_JSON:
+            answer = await quiet_house.http.post(path, content=content, headers={**authorization, **content_type})
             assert_problem(answer, 415, "unsupported-media-type")
             assert "Content-Type: application/json" in answer.json()["detail"]
     headers = {**authorization, "content-type": "application/merge-patch+json; charset=utf-8"}
@@ -248,6 +272,28 @@ async def test_a_body_that_is_not_said_to_be_json_is_415_and_told_which_header_t
     assert_problem(known, 422, "unknown-sku")
     empty = await quiet_house.http.post("/api/orders", headers=authorization)
     assert_problem(empty, 422, "invalid-request")
+
+
+async def test_where_no_body_is_needed_one_that_is_not_said_to_be_json_counts_as_none(quiet_house: House) -> None:
+    authorization = {"authorization": f"Bearer {TOKENS['admin']}"}
+    openapi = (await quiet_house.http.get("/openapi.json")).json()
+    optional = [
+        path
+        for path, methods in openapi["paths"].items()
+        if "requestBody" in methods.get("post", {}) and not methods["post"]["requestBody"].get("required")
+    ]
+    assert {"/api/orders/{order_id}/confirm", "/api/admin/ops/reservations/sweep", "/api/admin/ops/snapshots"} <= set(
+        optional
+    )
+    for path in (re.sub(r"{\w+}", "none", each) for each in optional):
+        bare = await quiet_house.http.post(path, headers=authorization)
+        for content_type in NOT_JSON:
+            for content in (b"", b"{}", b"a=1"):
+                answer = await quiet_house.http.post(path, content=content, headers={**authorization, **content_type})
+                assert (answer.status_code, answer.json()) == (bare.status_code, bare.json()), path
+        headers = {**authorization, "content-type": "application/json"}
+        unknown = await quiet_house.http.post(path, content=b'{"note":"x"}', headers=headers)
+        assert_problem(unknown, 422, "invalid-request")
 
 
 @pytest.mark.parametrize("event_id", ["urn:uuid:00000000-0000-0000-0000-000000000000", "{0}", "0" * 32])
