@@ -47,9 +47,11 @@ async def put_courier(
     """Make or change a courier; answer whether they are new. Raises CapacityBelowLoad.
 
     One who can take a delivery wakes their zone, if something waits there. One who leaves gives back what they have
-    not picked up. `actor`: the admin who does it in the courier's place, which is audited.
+    not picked up. `actor`: the admin who does it in the courier's place, which is audited; where the courier is only
+    with a reason, for that changes all the time.
     """
     wish = {"zone": zone, "lat": lat, "lng": lng, "capacity": capacity, "online": online}
+    audited = wish if reason is not None else {name: wish[name] for name in wish if name not in ("lat", "lng")}
     values = {"courier_id": courier_id, **wish}
     created = await connection.scalar(_INSERT, values) is not None
     load, before = 0, None
@@ -57,13 +59,13 @@ async def put_courier(
         await lock_couriers(connection, [courier_id])
         found = await get_courier(connection, courier_id)
         assert found is not None
-        before = {name: getattr(found, name) for name in wish}
+        before = {name: getattr(found, name) for name in audited}
         load = await _change(connection, found, values)
     if online and load < capacity:
         await wake_if_waiting(connection, zone)
     if actor is not None:
         await record_action(
-            connection, actor, "courier.put", f"courier:{courier_id}", reason, before=before, after=wish
+            connection, actor, "courier.put", f"courier:{courier_id}", reason, before=before, after=audited
         )
     return created
 

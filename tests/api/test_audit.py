@@ -88,6 +88,14 @@ async def test_what_an_admin_does_as_a_courier_is_audited_and_what_couriers_do_i
     [put] = await audit(quiet_house, "courier:ada")
     assert (put["action"], put["actor"], put["reason"]) == ("courier.put", "admin", "a bigger bag")
     assert (put["before"]["capacity"], put["after"]["capacity"]) == (3, 5)
+    assert (put["before"]["lng"], put["after"]["lng"]) == (13.4, 13.4)
+    for lng in (13.5, 13.6):
+        await done(quiet_house, "PUT", "/api/couriers/ada", {**courier, "capacity": 5, "lng": lng})
+    assert await audit(quiet_house, "courier:ada") == [put]
+    await done(quiet_house, "PUT", "/api/couriers/ada", {**courier, "capacity": 5, "online": False})
+    *_, left = await audit(quiet_house, "courier:ada")
+    assert left["after"] == {"zone": "north", "capacity": 5, "online": False}
+    await done(quiet_house, "PUT", "/api/couriers/ada", {**courier, "capacity": 5, "reason": "she is back"})
 
     await quiet_house.sql(
         "INSERT INTO orders (order_id, request_hash, customer_id, zone, status, lines, dropoff, hold_seconds, timeline)"
