@@ -19,6 +19,7 @@ from api import assignment, dispatch, inventory, ops, order, outbox, outbox_repl
 from api.auth import Gate, Role
 from api.console import create_console
 from api.console.door import Guarded
+from api.guesses import Guesses
 from api.problems import install_problem_handlers
 from api.services import Services
 from db.engine import DATABASE_ERRORS, Database, WrongInstallation, create_engine
@@ -44,7 +45,8 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     """
 
     tokens = _tokens(settings)
-    console = create_console(tokens[Role.ADMIN], settings.installation)
+    guesses = Guesses()
+    console = create_console(tokens[Role.ADMIN], settings.installation, guesses)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +76,7 @@ def create_app(settings: Settings, temporal: Client | None = None) -> FastAPI:
     for room in (order, inventory, outbox, outbox_replay, webhooks, assignment, dispatch, ops, snapshots):
         app.include_router(room.router)
     install_problem_handlers(app)
-    app.add_middleware(Gate, tokens=tokens, console=Guarded(console))
+    app.add_middleware(Gate, tokens=tokens, console=Guarded(console), guesses=guesses)
     return app
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.guesses import Guesses
 from api.problems import Problem, instance, invalid
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -63,9 +64,10 @@ class Gate:
     The caller's role is `request.state.role` behind it. What is for the console goes there: it has a door of its own.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Mapping[Role, str], console: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tokens: Mapping[Role, str], console: ASGIApp, guesses: Guesses) -> None:
         self._app = app
         self._console = console
+        self._guesses = guesses
         self._tokens = {token.encode(): role for role, token in tokens.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,8 +90,11 @@ class Gate:
     def _authorise(self, scope: Scope) -> None:
         path = scope["path"]
         if path not in _PUBLIC:
-            role = self._role(dict(scope["headers"]).get(b"authorization", b""))
+            authorization = dict(scope["headers"]).get(b"authorization", b"")
+            role = self._role(authorization)
             if role is None:
+                if authorization:
+                    self._guesses.wrong(scope["client"][0] if scope.get("client") else None)
                 raise Problem(
                     401,
                     "unauthorized",

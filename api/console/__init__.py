@@ -28,7 +28,7 @@ from api.console import (
 from api.console.door import Door, require_csrf_token
 from api.console.pages import STATIC, show_problem
 from api.console.session import Sessions
-from api.console.throttle import Throttle
+from api.guesses import Guesses
 from api.problems import install_problem_handlers
 
 _ROOMS = (
@@ -48,7 +48,7 @@ _ROOMS = (
 )
 
 
-def create_console(admin_token: str, installation: str) -> FastAPI:
+def create_console(admin_token: str, installation: str, guesses: Guesses) -> FastAPI:
     """Build the console. Who mounts it sets `state.services`, which its handlers use as the API's do."""
     console = FastAPI(
         openapi_url=None,
@@ -59,7 +59,7 @@ def create_console(admin_token: str, installation: str) -> FastAPI:
     )
     sessions = Sessions(admin_token, installation)
     console.state.sessions = sessions
-    console.state.throttle = Throttle()
+    console.state.guesses = guesses
     console.state.installation = installation
     console.mount(STATIC.rstrip("/"), StaticFiles(directory=Path(__file__).parent / "static"))
     for room in _ROOMS:

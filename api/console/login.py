@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from api.console.pages import LOGIN, page
 from api.console.session import SESSION_SECONDS, Session, Sessions
-from api.console.throttle import Throttle
+from api.guesses import Guesses
 from api.services import ServicesDep
 from db.sessions import end_session
 
@@ -44,7 +44,9 @@ async def log_in(request: Request) -> Response:
     form = await request.form()
     token, wanted = str(form.get("token", "")).strip(), str(form.get("next", ""))
     if not sessions.is_admin_token(token):
-        return _refused(request, wanted)
+        guesses: Guesses = request.app.state.guesses
+        guesses.wrong(request.client.host if request.client else None)
+        return login_page(request, wanted, 401, wrong="This is not the admin token.")
     answer = RedirectResponse(_own(wanted), 303)
     answer.set_cookie(
         sessions.cookie,
@@ -55,17 +57,6 @@ async def log_in(request: Request) -> Response:
         httponly=True,
         samesite="strict",
     )
-    return answer
-
-
-def _refused(request: Request, wanted: str) -> Response:
-    throttle: Throttle = request.app.state.throttle
-    seconds = throttle.wrong(request.client.host if request.client else "")
-    if seconds is None:
-        return login_page(request, wanted, 401, wrong="This is not the admin token.")
-    wrong = f"This is not the admin token, and too many wrong ones came from your address: wait {seconds} s."
-    answer = login_page(request, wanted, 429, wrong=wrong)
-    answer.headers["Retry-After"] = str(seconds)
     return answer
 
 
