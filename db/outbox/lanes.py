@@ -85,15 +85,23 @@ _END = text("""
     UPDATE outbox_endpoints SET lanes_stale = false
     WHERE endpoint_id = :endpoint_id AND unordered_types = CAST(:unordered_types AS text[])
 """)
+# Before all else, as the lock order has it. A change of the types waits until the batch is through. Not a shared lock:
+# of two moves that have it, neither could end.
+_HOLD = text("""
+    SELECT true FROM outbox_endpoints
+    WHERE endpoint_id = :endpoint_id AND unordered_types = CAST(:unordered_types AS text[]) FOR NO KEY UPDATE
+""")
 
 
 async def move_some(connection: AsyncConnection, move: Move) -> Move | None:
-    """Move the next messages; answer how far that is, None when it is done.
+    """Move the next messages; answer how far that is, None when it is done, or is a later change's to do.
 
     Events that need no order any more leave their lanes, and what waits only for them goes on. Those that need one
     again go back to theirs; but one that fails already stays apart, for its lane may have another failing message.
     """
     here = {"endpoint_id": move.endpoint_id, "unordered_types": move.unordered_types}
+    if not await connection.scalar(_HOLD, here):
+        return None
     if move.place == _FAILING:
         lanes = (await connection.scalars(_RELEASE_FAILING, {**here, "limit": _FAILING_BATCH})).all()
         for lane in lanes:

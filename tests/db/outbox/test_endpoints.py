@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import create_engine
@@ -329,6 +330,42 @@ async def test_a_large_backlog_is_moved_in_transactions_of_a_bounded_size(outbox
         assert now - before <= lanes.BATCH
         before = now
     assert before == 12000
+
+
+async def test_of_two_changes_at_a_time_the_later_one_decides_about_what_waits(outbox: Outbox) -> None:
+    shop, stale = outbox.shop, "SELECT lanes_stale FROM outbox_endpoints WHERE name = 'shop'"
+    await outbox.happen(A, "delivery.late")
+
+    async def put(unordered: list[str]) -> Move | None:
+        wish = endpoints.WebhookWish("https://shop.example/events", None, unordered)
+        await shop.database.transact(lambda c: endpoints.put_webhook(c, "shop", wish, "s", actor="admin", reason=None))
+        return await shop.database.transact(lambda c: lanes.begin_move(c, "shop"))
+
+    slow = await put(UNORDERED)
+    assert slow is not None
+    assert await put([]) is not None
+    assert await shop.database.transact(partial(lanes.move_some, move=slow)) is None
+    assert await shop.value(stale) is True  # it is the later one's to do
+    await outbox.webhook("shop")
+    while slow is not None:
+        slow = await shop.database.transact(partial(lanes.move_some, move=slow))
+    assert [each.message.lane for each in await outbox.claim(await outbox.take())] == [f"order:{A}"]
+
+
+async def test_a_change_waits_for_a_batch_that_is_being_moved(outbox: Outbox) -> None:
+    shop = outbox.shop
+    await outbox.happen(A, "delivery.late")
+    wish = endpoints.WebhookWish("https://shop.example/events", None, UNORDERED)
+    await shop.database.transact(lambda c: endpoints.put_webhook(c, "shop", wish, "s", actor="admin", reason=None))
+    move = await shop.database.transact(lambda c: lanes.begin_move(c, "shop"))
+    assert move is not None
+
+    async def moving(connection: AsyncConnection) -> None:
+        await lanes.move_some(connection, move)
+        with pytest.raises(DBAPIError):
+            await shop.sql("SELECT FROM outbox_endpoints WHERE name = 'shop' FOR NO KEY UPDATE NOWAIT")
+
+    await shop.database.transact(moving)
 
 
 async def test_when_an_order_is_wanted_again_what_is_ready_goes_back_into_its_lane(outbox: Outbox) -> None:
