@@ -364,9 +364,8 @@ class Pump:
             if probe is None:
                 return
             choice, until = probe.claimed, probe.until
-            if choice.lane_blocked:
-                park = partial(settle.park, shard=self._shard, endpoint_id=endpoint_id, messages=[choice.message])
-                await self._database.transact(park)
+            if until is None and self._stopped:
+                return
         self._in_flight[choice.message.position] = choice
         outcome = await self._send(choice)
         if isinstance(outcome, _Failed) and outcome.error.blame is not ErrorClass.EVENT:

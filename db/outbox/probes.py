@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.outbox.breaker import take_probe
 from db.outbox.relay import CLOCK, Claimed, StaleEpoch, message_columns, message_of
+from db.outbox.settle import park_lanes
 from domain.outbox import Endpoint
 
 LOOK_AHEAD = 16_000
@@ -33,7 +34,9 @@ _CHOOSE = text(f"""
         LIMIT 1
     )
     SELECT {message_columns("choice", "COALESCE(failure.attempts, 0)")}, choice.hash,
-        failure.position IS NOT NULL AS failed_before, choice.lane_blocked
+        failure.position IS NOT NULL AS failed_before, choice.lane_blocked,
+        CASE WHEN choice.lane_blocked THEN ARRAY(SELECT lane FROM heads ORDER BY lane) END AS blocked_lanes,
+        CASE WHEN choice.lane_blocked THEN (SELECT min(position) FROM heads) END AS first_blocked
     FROM choice CROSS JOIN clock JOIN outbox_events event ON event.position = choice.event_position
     LEFT JOIN outbox_failures failure
         ON failure.endpoint_id = :endpoint_id AND failure.position = choice.position
@@ -54,13 +57,14 @@ class Probe:
 
     claimed: Claimed
     until: datetime | None
-    """How long the endpoint is the caller's to try. None: nothing is to be sent, for the lane is blocked."""
+    """How long the endpoint is the caller's to try. None: its lane, and every other, was blocked. Look again."""
 
 
 async def begin_probe(connection: AsyncConnection, shard: int, endpoint: Endpoint, epoch: int) -> Probe | None:
     """Claim the first message of the next lane. None: somebody else tries the endpoint, or there is nothing to try.
 
-    Lanes that a failing message blocks come last, so that a relay that gets one has no other. Raises StaleEpoch.
+    Lanes that a failing message blocks come last. Where there is no other, what waits in them is parked instead, so
+    that others are among the oldest. Raises StaleEpoch.
     """
     here = {"shard": shard, "endpoint_id": endpoint.endpoint_id}
     row = (await connection.execute(_CHOOSE, {**here, "look_ahead": LOOK_AHEAD})).one_or_none()
@@ -68,6 +72,7 @@ async def begin_probe(connection: AsyncConnection, shard: int, endpoint: Endpoin
         return None
     claimed = Claimed(message_of(row), row.failed_before, row.lane_blocked)
     if claimed.lane_blocked:
+        await park_lanes(connection, shard, endpoint.endpoint_id, row.blocked_lanes, row.first_blocked)
         return Probe(claimed, None)
     until = await take_probe(connection, endpoint.endpoint_id, endpoint.consecutive_failures)
     if until is None:

@@ -219,10 +219,13 @@ _PARK = text(f"""
 
 async def park(connection: AsyncConnection, shard: int, endpoint_id: int, messages: Sequence[Message]) -> None:
     """Put messages aside whose lane an earlier one blocks, and more of the lane; where it is free by now, they stay."""
-    parameters = {
-        "shard": shard,
-        "endpoint_id": endpoint_id,
-        "lanes": sorted({message.lane for message in messages}),
-        "first": min((message.position for message in messages), default=0),
-    }
+    lanes = sorted({message.lane for message in messages})
+    await park_lanes(connection, shard, endpoint_id, lanes, min((message.position for message in messages), default=0))
+
+
+async def park_lanes(
+    connection: AsyncConnection, shard: int, endpoint_id: int, lanes: Sequence[str], first: int
+) -> None:
+    """Put aside what waits in blocked lanes, from a position on: a few thousand messages further, and no more."""
+    parameters = {"shard": shard, "endpoint_id": endpoint_id, "lanes": lanes, "first": first}
     await connection.execute(_PARK, parameters)
