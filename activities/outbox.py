@@ -22,7 +22,7 @@ from activities.outbox_pumps import Pumps
 from db.engine import DATABASE_ERRORS, Database, error_code
 from db.ops import workers_alive
 from db.outbox import relay, retries, settle
-from db.outbox.retries import FailingMessage
+from db.outbox.retries import FailingMessage, Retry
 from db.outbox.write import EVENTS_CHANNEL
 from domain.ids import ERROR_CLASS_ATTRIBUTE, EVENT_TYPE_ATTRIBUTE, FAILURE_WORKFLOW, LOOK_AGAIN_SIGNAL, Names
 from domain.outbox import (
@@ -178,7 +178,7 @@ class OutboxActivities:
             raise ApplicationError(f"{message_id!r} is no message's id", non_retryable=True)
         position, endpoint_id = key
         ends_at = asyncio.get_running_loop().time() + retries.ATTEMPT_SECONDS
-        begun = await self._database.transact(lambda connection: retries.begin_retry(connection, position, endpoint_id))
+        begun = await self._begin_retry(position, endpoint_id)
         if begun is None:
             return RetryOutcome(MessageStatus.IGNORED, 0, error="its endpoint was deleted")
         message, endpoint = begun.message, begun.endpoint
@@ -194,14 +194,31 @@ class OutboxActivities:
                 await deliver(self._sinks[endpoint.kind], endpoint, message)
         except SendFailed as error:
             return await self._retry_failed(message, endpoint, error)
-        except asyncio.CancelledError:  # the worker shuts down: nobody need wait for an end that will not be seen
-            await self._database.transact(partial(retries.end_open_attempt, position=position, endpoint_id=endpoint_id))
+        except asyncio.CancelledError:
+            await self._interrupt(message, endpoint)
             raise
         except TimeoutError:
             unending = SendFailed(None, f"not over within {retries.ATTEMPT_SECONDS:g} s")
             return await self._retry_failed(message, endpoint, unending)
         await self._database.transact(partial(retries.retry_delivered, message=message, endpoint=endpoint))
         return RetryOutcome(MessageStatus.DELIVERED, message.attempts)
+
+    async def _begin_retry(self, position: int, endpoint_id: int) -> Retry | None:
+        """Begin one wholly or not at all: an attempt that nobody knows of would keep the next one waiting."""
+        begin = partial(retries.begin_retry, position=position, endpoint_id=endpoint_id)
+        beginning = asyncio.create_task(self._database.transact(begin))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            begun = await beginning
+            if begun and begun.message and begun.endpoint:
+                await self._interrupt(begun.message, begun.endpoint)
+            raise
+
+    async def _interrupt(self, message: Message, endpoint: Endpoint) -> None:
+        """The worker shuts down: nobody need wait for an end that will not be seen."""
+        end = partial(retries.end_open_attempt, position=message.position, endpoint_id=endpoint.endpoint_id)
+        await self._database.transact(partial(end, began_at=message.claimed_at))
 
     async def _retry_failed(self, message: Message, endpoint: Endpoint, error: SendFailed) -> RetryOutcome:
         """Judge as the pump does: in doubt it is the event's fault only where other lanes' events pass there.

@@ -352,6 +352,7 @@ _END_OPEN_ATTEMPT = text("""
         RETURNING endpoint_id, position, event_position
     )
     INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error)
+            AND COALESCE(attempt_began_at = to_timestamp(CAST(:began_at AS float8)), true)
     SELECT endpoint_id, position, event_position, 'interrupted', :error FROM open
 """)
 _FINISH = text("""
@@ -359,9 +360,14 @@ _FINISH = text("""
 """)
 
 
-async def end_open_attempt(connection: AsyncConnection, position: int, endpoint_id: int) -> None:
-    """A try that was begun and whose end nobody saw may have succeeded: log it, so that a fix knows."""
-    parameters = {"position": position, "endpoint_id": endpoint_id, "error": INTERRUPTED_ERROR}
+async def end_open_attempt(
+    connection: AsyncConnection, position: int, endpoint_id: int, began_at: float | None = None
+) -> None:
+    """A try that was begun and whose end nobody saw may have succeeded: log it, so that a fix knows.
+
+    `began_at`: only the one that began then. Who made it may be late, and another one's be in flight.
+    """
+    parameters = {"position": position, "endpoint_id": endpoint_id, "began_at": began_at, "error": INTERRUPTED_ERROR}
     await connection.execute(_END_OPEN_ATTEMPT, parameters)
 
 

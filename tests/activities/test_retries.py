@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.testing import ActivityEnvironment
 
 from activities.outbox import OutboxActivities, RetryOutcome
@@ -112,6 +114,50 @@ async def test_a_worker_that_shuts_down_in_a_try_leaves_it_to_the_next_one_at_on
         receiver.held.pop(ORDER).set()
         outcome = await ActivityEnvironment().run(outbox.retry_message, message)
     assert (outcome.status, outcome.attempts) == (MessageStatus.DELIVERED, 3)
+    assert await quiet_house.sql("SELECT outcome FROM outbox_attempts") == [("interrupted",)]
+
+
+async def test_a_worker_that_was_frozen_and_shuts_down_leaves_the_try_of_its_successor_alone(
+    quiet_house: House, outbox: OutboxActivities
+) -> None:
+    async with PatientReceiver() as receiver:
+        message = await failing_message(quiet_house, receiver.url)
+        frozen = await in_flight(outbox, receiver, message)
+        await quiet_house.sql("UPDATE outbox_failures SET attempt_began_at = now() - interval '1 minute'")
+        successor = asyncio.create_task(ActivityEnvironment().run(outbox.retry_message, message))
+
+        async def both_arrived() -> bool:
+            return receiver.arrived == [ORDER, ORDER]
+
+        await eventually(both_arrived)
+        frozen.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await frozen
+        assert await quiet_house.sql("SELECT attempt_began_at IS NOT NULL FROM outbox_failures") == [(True,)]
+        receiver.held.pop(ORDER).set()
+        assert (await successor).status is MessageStatus.DELIVERED
+
+
+async def test_a_worker_that_shuts_down_while_it_begins_a_try_leaves_none_open(
+    quiet_house: House, outbox: OutboxActivities
+) -> None:
+    message = await failing_message(quiet_house, "http://127.0.0.1:9/")
+
+    async def begins(connection: AsyncConnection) -> asyncio.Task[RetryOutcome]:
+        await connection.execute(text("SELECT FROM outbox_failures FOR UPDATE"))
+        beginning = asyncio.create_task(ActivityEnvironment().run(outbox.retry_message, message))
+
+        async def waits() -> bool:
+            return bool((await quiet_house.sql("SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0])
+
+        await eventually(waits)
+        beginning.cancel()
+        return beginning
+
+    beginning = await quiet_house.database.transact(begins)
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert await quiet_house.sql("SELECT attempt_began_at FROM outbox_failures") == [(None,)]
     assert await quiet_house.sql("SELECT outcome FROM outbox_attempts") == [("interrupted",)]
 
 
