@@ -61,7 +61,7 @@ class RetryOutcome:
     wait_seconds: float = 0.0
     """RETRYING: until the next try."""
     place_given_back: bool = False
-    """RETRYING: its endpoint cannot be sent to. When it can, another workflow goes on."""
+    """RETRYING: its endpoint cannot be sent to, or nothing passes there. By and by, another workflow goes on."""
 
 
 class OutboxActivities:
@@ -241,9 +241,10 @@ class OutboxActivities:
             in_doubt=error.in_doubt,
         )
         asked = {"gone": error.gone, "retry_after_seconds": error.retry_after_seconds}
-        await self._database.transact(partial(failed, **asked))
+        given_back = await self._database.transact(partial(failed, **asked))
         status = MessageStatus.FAILED if delay is None else MessageStatus.RETRYING
-        return RetryOutcome(status, message.attempts, f"{error_class}: {error.detail}", delay or 0.0)
+        attempts = message.attempts - 1 if error_class is ErrorClass.ENDPOINT else message.attempts
+        return RetryOutcome(status, attempts, f"{error_class}: {error.detail}", delay or 0.0, given_back)
 
 
 def _give_back(why: str, seconds: float) -> ApplicationError:

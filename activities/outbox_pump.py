@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from db.engine import DATABASE_ERRORS, Database
 from db.outbox import breaker, probes, relay, settle
 from db.outbox.relay import Claimed
-from db.outbox.settle import Delivered
+from db.outbox.settle import SUSPECT_LANES, Delivered
 from domain.outbox import Endpoint, ErrorClass, Message, retry_delay_seconds
 from sinks import SendFailed, Sink, deliver
 
@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 EVIDENCE_SECONDS = 10.0
 """A failure that may be anybody's is the event's when another lane's event passed there within this time, or since the
 event's last failure there."""
-SUSPECT_LANES = 5
-"""So many lanes failing one after the other, and nothing passing between, are the endpoint's fault all the same."""
 WINDOW = (200, 1000)
 """Messages of one endpoint and shard that are claimed at a time: the second where they go fast."""
 _FAST_SECONDS = 0.3
@@ -293,27 +291,28 @@ class Pump:
         if self._broken or self._senders or self._outcomes:
             return
         waiting, self._undecided = self._undecided, []
-        for failed in waiting:
+        for decided, failed in enumerate(waiting):
             message = failed.claimed.message
-            if self._passed_elsewhere(message.lane) or await self._others_pass(message, EVIDENCE_SECONDS):
+            alike = len(self._undecided) + len(waiting) - decided
+            if self._passed_elsewhere(message.lane) or await self._others_pass(message, EVIDENCE_SECONDS, alike):
                 await self._fail(failed, ErrorClass.UNKNOWN)
             else:
                 self._undecided.append(failed)
                 self._broken = self._broken or failed
 
     async def _judge_again(self) -> None:
-        """Of many that fail alike, take out those that have failed before, and others passed between."""
+        """Of many that fail alike, take out those that have failed before, and others passed between, just now."""
         waiting, self._undecided = self._undecided, []
         for failed in waiting:
-            if await self._others_pass(failed.claimed.message, 0.0):
+            if await self._others_pass(failed.claimed.message, 0.0, SUSPECT_LANES):
                 self._suspect.discard(failed.claimed.message.lane)
                 await self._fail(failed, ErrorClass.UNKNOWN)
             else:
                 self._undecided.append(failed)
 
-    async def _others_pass(self, message: Message, seconds: float) -> bool:
-        ask = partial(settle.others_pass, endpoint_id=self.endpoint.endpoint_id, message=message, seconds=seconds)
-        return await self._database.execute_once(ask)
+    async def _others_pass(self, message: Message, seconds: float, alike: int) -> bool:
+        ask = partial(settle.others_pass, message=message, seconds=seconds, alike=alike)
+        return await self._database.execute_once(partial(ask, endpoint_id=self.endpoint.endpoint_id))
 
     def _passed_elsewhere(self, lane: str) -> bool:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from db.engine import announce
 from db.outbox.breaker import close_breaker, open_breaker, take_probe
 from db.outbox.probes import clear_probes
 from db.outbox.relay import CLOCK, ENDPOINT_COLUMNS, endpoint_of, message_columns, message_of
-from db.outbox.settle import count_error, log_attempt, take_aside
+from db.outbox.settle import count_error, found_out_alone, log_attempt, take_aside
 from db.outbox.write import EVENTS_CHANNEL
 from domain.outbox import (
     FAILURE_WORKFLOWS,
@@ -75,6 +75,8 @@ async def fail_suspects(connection: AsyncConnection, shard: int, epoch: int) -> 
 
 
 _LOST_SECONDS = 120.0
+_SOON_SECONDS = 10.0
+"""What is due later needs no place yet. What failed for the first time is due sooner."""
 _PLACES = FAILURE_WORKFLOWS // SHARDS
 _WITHOUT_WORKFLOW = text("""
     (SELECT f.endpoint_id, f.position, f.event_type, f.error_class
@@ -84,6 +86,7 @@ _WITHOUT_WORKFLOW = text("""
             FROM (SELECT endpoint_id, position, event_type, error_class FROM outbox_failures
                 WHERE shard = :shard AND endpoint_id = endpoint.endpoint_id AND status = 'RETRYING'
                     AND workflow_started_at IS NULL
+                    AND COALESCE(next_attempt_at < now() + make_interval(secs => :soon_seconds), true)
                 ORDER BY position LIMIT :limit) oldest
         ) f
         LEFT JOIN (SELECT endpoint_id, count(*) AS places FROM outbox_failures
@@ -132,6 +135,7 @@ async def without_workflow(connection: AsyncConnection, shard: int, limit: int) 
     gives the place back.
     """
     parameters = {"shard": shard, "limit": limit, "places": _PLACES, "lost_seconds": _LOST_SECONDS}
+    parameters["soon_seconds"] = _SOON_SECONDS
     rows = await connection.execute(_WITHOUT_WORKFLOW, parameters)
     return [FailingMessage(**row._mapping) for row in rows]
 
@@ -277,11 +281,6 @@ async def retry_delivered(connection: AsyncConnection, message: Message, endpoin
         await connection.execute(_PASSED, passed)
 
 
-_FOUND_OUT = text("""
-    SELECT error_class = 'unknown' FROM outbox_failures WHERE endpoint_id = :endpoint_id AND position = :position
-""")
-
-
 async def retry_failed(
     connection: AsyncConnection,
     message: Message,
@@ -293,15 +292,16 @@ async def retry_failed(
     in_doubt: bool,
     gone: bool = False,
     retry_after_seconds: float = 0.0,
-) -> None:
-    """The retry failed too: RETRYING after the delay, FAILED without one.
+) -> bool:
+    """The retry failed too: RETRYING after the delay, FAILED without one. Answer whether its place was given back.
 
     The endpoint's fault burns no attempt, and opens its breaker. But one that was found to fail where others pass is no
-    witness against it: if in doubt again, and nobody passed since, it waits by itself.
+    witness against it, nor are a few: if in doubt again, and nobody passed since, it waits by itself, as a row.
     """
     endpoint_id = endpoint.endpoint_id
     key = {"endpoint_id": endpoint_id, "position": message.position}
-    alone = in_doubt and not endpoint.probing and await connection.scalar(_FOUND_OUT, key)
+    alone = error_class is ErrorClass.ENDPOINT and in_doubt and not endpoint.probing
+    alone = alone and await found_out_alone(connection, **key)
     if error_class is ErrorClass.ENDPOINT and not alone:
         await open_breaker(connection, endpoint, error, gone=gone, retry_after_seconds=retry_after_seconds)
     elif endpoint.probe_until:  # it answers, and found fault with the message alone
@@ -313,6 +313,9 @@ async def retry_failed(
     if await _end_retry(connection, message, endpoint_id, status, attempts, told, error, delay_seconds):
         await log_attempt(connection, endpoint_id, message, error_class, error, in_doubt=in_doubt)
         await count_error(connection, message.shard, None, error_class, failed=status is MessageStatus.FAILED)
+        if alone:
+            await connection.execute(_GIVE_PLACE_BACK, key)
+    return alone
 
 
 async def _end_retry(
@@ -349,10 +352,10 @@ _END_OPEN_ATTEMPT = text("""
     WITH open AS (
         UPDATE outbox_failures SET attempt_began_at = NULL
         WHERE endpoint_id = :endpoint_id AND position = :position AND attempt_began_at IS NOT NULL
+            AND COALESCE(attempt_began_at = to_timestamp(CAST(:began_at AS float8)), true)
         RETURNING endpoint_id, position, event_position
     )
     INSERT INTO outbox_attempts (endpoint_id, position, event_position, outcome, error)
-            AND COALESCE(attempt_began_at = to_timestamp(CAST(:began_at AS float8)), true)
     SELECT endpoint_id, position, event_position, 'interrupted', :error FROM open
 """)
 _FINISH = text("""

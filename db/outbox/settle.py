@@ -66,21 +66,50 @@ async def settle(
         raise StaleEpoch(shard)
 
 
-_OTHERS_PASS = text("""
+SUSPECT_LANES = 5
+"""So many lanes failing in doubt one after the other, and nothing passing between, are the endpoint's fault."""
+_JUST_NOW_SECONDS = 60.0
+"""When a pass is so recent, many may have failed since all the same: each of them did so before it too."""
+_STILL_FAILING = f"""
+    (SELECT count(*) FROM (SELECT FROM outbox_failures
+        WHERE status = 'RETRYING' AND endpoint_id = :endpoint_id AND position <> :position AND error_class = 'unknown'
+            AND failed_at > (SELECT max(passed_at) FROM outbox_claims WHERE endpoint_id = :endpoint_id)
+        LIMIT {SUSPECT_LANES}) still_failing)
+"""
+_OTHERS_PASS = text(f"""
     SELECT EXISTS (SELECT FROM outbox_claims WHERE endpoint_id = :endpoint_id AND passed_lane <> :lane
-        AND passed_at > LEAST(now() - make_interval(secs => :seconds), (SELECT at FROM outbox_attempts
-            WHERE position = :position AND endpoint_id = :endpoint_id AND outcome <> 'interrupted'
-            ORDER BY attempt_id DESC LIMIT 1)))
+        AND (passed_at > now() - make_interval(secs => :seconds)
+            OR passed_at > (SELECT at FROM outbox_attempts
+                    WHERE position = :position AND endpoint_id = :endpoint_id AND outcome <> 'interrupted'
+                    ORDER BY attempt_id DESC LIMIT 1)
+                AND (passed_at > now() - make_interval(secs => {_JUST_NOW_SECONDS})
+                    OR CAST(:alike AS int) + {_STILL_FAILING} < {SUSPECT_LANES})))
 """)
 
 
-async def others_pass(connection: AsyncConnection, endpoint_id: int, message: Message, seconds: float) -> bool:
+async def others_pass(
+    connection: AsyncConnection, endpoint_id: int, message: Message, seconds: float, alike: int = 1
+) -> bool:
     """Whether another lane's event passed at the endpoint, at any shard's relay, since this message last failed there.
 
-    Or within so many seconds: just before it failed, which it may do for the first time.
+    Or within so many seconds: just before it failed, which it may do for the first time. `alike`: the messages that the
+    caller has in hand and that fail like this one, itself among them. Where these and those that were found out since
+    anything passed are many, a pass of long ago says nothing about the endpoint of today.
     """
     place = {"endpoint_id": endpoint_id, "lane": message.lane, "position": message.position}
-    return bool(await connection.scalar(_OTHERS_PASS, {**place, "seconds": seconds}))
+    return bool(await connection.scalar(_OTHERS_PASS, {**place, "seconds": seconds, "alike": alike}))
+
+
+_FOUND_OUT_ALONE = text(f"""
+    SELECT error_class = 'unknown' AND {_STILL_FAILING} + 1 < {SUSPECT_LANES}
+    FROM outbox_failures WHERE endpoint_id = :endpoint_id AND position = :position
+""")
+
+
+async def found_out_alone(connection: AsyncConnection, endpoint_id: int, position: int) -> bool:
+    """Whether a failing message was found to fail where others pass, and no more than a few do so since one passed."""
+    key = {"endpoint_id": endpoint_id, "position": position}
+    return bool(await connection.scalar(_FOUND_OUT_ALONE, key))
 
 
 _COUNT_ERROR = {

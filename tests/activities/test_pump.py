@@ -13,9 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from activities.outbox_pump import Pump
 from db.outbox import relay, retries
+from db.outbox.settle import SUSPECT_LANES
 from db.outbox.write import write_events
-from domain.outbox import ErrorClass, EventType, order_event, shard_of
+from domain.outbox import ErrorClass, EventType, message_id, order_event, shard_of
 from sinks.webhook import WebhookSink
+from tests.activities.lanes import decide
 from tests.houses import House
 from tests.receivers import Receiver
 from tests.waiting import eventually
@@ -102,6 +104,66 @@ async def test_an_outage_after_an_outage_is_nobodys_fault_but_the_endpoints(
             pass
     assert len(receiver.accepted) == 60
     assert await quiet_house.sql("SELECT * FROM outbox_failures") == []
+
+
+async def found_out(house: House, receiver: Receiver, sink: WebhookSink, epoch: int, count: int) -> list[str]:
+    """So many messages FAILED two hours ago; an hour ago another lane's event passed. Answers their ids."""
+    receiver.answer = lambda event: 400 if event["subject"].startswith("poison") else 200
+    await house.webhook("shop", receiver.url)
+    await happen(house, "poison", count)
+    await happen(house, "healthy", 1)
+    await pump(house, sink, epoch)
+    await house.sql("UPDATE outbox_failures SET status = 'FAILED', error_class = 'unknown', attempts = 8")
+    await house.sql("UPDATE outbox_attempts SET at = now() - interval '2 hours', outcome = 'in_doubt'")
+    await house.sql("UPDATE outbox_claims SET passed_at = now() - interval '1 hour'")
+    rows = await house.sql("SELECT position, endpoint_id FROM outbox_failures ORDER BY position")
+    assert len(rows) == count
+    return [message_id(*row) for row in rows]
+
+
+@pytest.mark.parametrize("at_once", [30, 3])
+async def test_what_failed_long_ago_and_is_replayed_onto_an_endpoint_that_is_down_opens_its_breaker(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink, at_once: int
+) -> None:
+    epoch = await take(quiet_house)
+    waiting = await found_out(quiet_house, receiver, sink, epoch, 30)
+    receiver.answer = lambda event: 503
+    opened = "SELECT consecutive_failures FROM outbox_endpoints WHERE open_until IS NOT NULL"
+    while waiting and not await quiet_house.sql(opened):
+        for each in waiting[:at_once]:
+            await decide(quiet_house, each, "replay")
+        del waiting[:at_once]
+        await pump(quiet_house, sink, epoch)
+    for each in waiting:
+        await decide(quiet_house, each, "replay")
+    assert await quiet_house.sql(opened) == [(1,)]
+    counted = await quiet_house.sql("SELECT count(*) FROM outbox_failures WHERE attempts > 0")
+    assert counted[0][0] < SUSPECT_LANES
+    receiver.answer = lambda event: 200
+    while await pump(quiet_house, sink, epoch):
+        pass
+    assert len(receiver.accepted) >= 1 + 30 - counted[0][0]
+
+
+async def test_a_pump_that_is_told_to_stop_looks_for_no_further_probe(
+    quiet_house: House, receiver: Receiver, sink: WebhookSink
+) -> None:
+    epoch = await take(quiet_house)
+    await found_out(quiet_house, receiver, sink, epoch, 1)
+    await quiet_house.sql("""
+        INSERT INTO outbox_messages (shard, endpoint_id, position, event_position, lane)
+        SELECT shard, endpoint_id, position + n, event_position, lane FROM outbox_failures, generate_series(1, 5000) n
+    """)
+    await quiet_house.sql("UPDATE outbox_endpoints SET open_until = now() WHERE name = 'shop'")
+    async with quiet_house.database.read() as connection:
+        [endpoint] = await relay.ready_endpoints(connection, SHARD)
+    left = "SELECT count(*) FROM outbox_messages"
+    stopped = Pump(quiet_house.database, sink, endpoint, SHARD, epoch)
+    stopped.stop()
+    await stopped.run()
+    assert (await quiet_house.sql(left))[0][0] > 0
+    await Pump(quiet_house.database, sink, endpoint, SHARD, epoch).run()
+    assert await quiet_house.sql(left) == [(0,)]
 
 
 LOCKS = {

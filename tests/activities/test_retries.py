@@ -17,7 +17,7 @@ from activities.outbox import OutboxActivities, RetryOutcome
 from db.outbox import retries
 from db.outbox.retries import LEASE_SECONDS
 from db.outbox.write import write_events
-from domain.outbox import EventType, MessageStatus, SinkKind, message_id, order_event
+from domain.outbox import SHARDS, EventType, MessageStatus, SinkKind, message_id, order_event
 from sinks.webhook import WebhookSink
 from tests.activities.lanes import PatientReceiver
 from tests.houses import House
@@ -189,12 +189,51 @@ async def test_an_event_that_always_fails_ends_failed_however_seldom_others_pass
         if outcome.status is MessageStatus.FAILED:
             break
         # While nobody passes it is not counted, but it is known by now: the others need not wait for its sake.
-        await quiet_house.sql("UPDATE outbox_failures SET next_attempt_at = now()")
-        await ActivityEnvironment().run(outbox.retry_message, message)
+        await quiet_house.sql("UPDATE outbox_failures SET next_attempt_at = now(), workflow_started_at = now()")
+        waits = await ActivityEnvironment().run(outbox.retry_message, message)
+        assert (waits.attempts, waits.error, waits.place_given_back) == (counted, "endpoint: HTTP 500", True)
+        assert await quiet_house.sql("SELECT workflow_started_at FROM outbox_failures") == [(None,)]
         assert await quiet_house.sql(opened) == []
         state = await quiet_house.sql("SELECT status, attempts, error_class FROM outbox_failures")
         assert state == [("RETRYING", counted, "unknown")]
     assert await quiet_house.sql("SELECT status, attempts FROM outbox_failures") == [("FAILED", 8)]
+
+
+async def test_when_many_that_were_found_out_fail_and_nothing_passes_the_breaker_opens_and_none_is_counted(
+    quiet_house: House, outbox: OutboxActivities, receiver: Receiver
+) -> None:
+    message = await failing_message(quiet_house, receiver.url)
+    await another_passes(quiet_house)
+    await quiet_house.sql("""
+        INSERT INTO outbox_failures (endpoint_id, position, event_position, shard, lane, event_type, status, attempts,
+            error_class, last_error, fingerprint)
+        SELECT endpoint_id, position + n, event_position, shard, 'order:' || n, event_type, status, attempts,
+            'unknown', last_error, fingerprint FROM outbox_failures, generate_series(1, 4) n
+    """)
+    await quiet_house.sql("UPDATE outbox_failures SET error_class = 'unknown', failed_at = now() - interval '1 hour'")
+    await quiet_house.sql("UPDATE outbox_attempts SET at = now()")
+    position, endpoint_id = map(int, message.split("-"))
+    receiver.answer = lambda event: 503
+    opened = []
+    for number in range(5):
+        await ActivityEnvironment().run(outbox.retry_message, message_id(position + number, endpoint_id))
+        opened += await quiet_house.sql("SELECT consecutive_failures FROM outbox_endpoints WHERE name = 'shop'")
+    assert opened == [(0,), (0,), (0,), (0,), (1,)]
+    assert await quiet_house.sql("SELECT attempts, count(*) FROM outbox_failures GROUP BY 1") == [(1, 5)]
+
+
+async def test_what_waits_by_itself_holds_no_workflows_place_until_it_is_due(quiet_house: House) -> None:
+    await failing_message(quiet_house, "http://127.0.0.1:9/")
+
+    async def offered(due_seconds: float) -> int:
+        await quiet_house.sql(
+            "UPDATE outbox_failures SET next_attempt_at = now() + make_interval(secs => :due)", due=due_seconds
+        )
+        shards = range(SHARDS)
+        async with quiet_house.database.read() as connection:
+            return sum([len(await retries.without_workflow(connection, shard, 10)) for shard in shards])
+
+    assert [await offered(25.0), await offered(5.0), await offered(0.0)] == [0, 1, 1]
 
 
 async def test_a_probe_by_a_failing_message_gives_way_to_what_relays_can_try(
