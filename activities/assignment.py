@@ -56,6 +56,8 @@ class RoundOutcome:
     """Until the zone's next offers end; None where there are none."""
     at_once: bool = False
     """What may be waiting does not wait for a batch: one was full, or it was asked for in vain and lost again."""
+    held: bool = False
+    """Offers were over, and none of them could be ended: others hold them locked."""
 
 
 class AssignmentActivities:
@@ -90,12 +92,12 @@ class AssignmentActivities:
         await self._transact(partial(zones.clear_wake, zone=zone))
         # Only now: a knob that was turned before the flag was cleared must be seen, nothing else tells of it.
         settings = await self._settings(zone)
-        at_once = await self._expire_offers(zone) or at_once
+        over, ended = await self._expire_offers(zone)
+        at_once = at_once or ended > 0
         parts = range(settings.parallel_rounds) if settings.mode is ZoneMode.AUTO else ()
         running = [self._run_round(zone, settings, part) for part in parts]
         # All end before one's failure is told: the next try must not meet them.
-        ended = await asyncio.gather(*running, return_exceptions=True)
-        done = [_done(each) for each in ended]
+        done = [_done(each) for each in await asyncio.gather(*running, return_exceptions=True)]
         again = any(each.again for each in done)
         return RoundOutcome(
             assigned=sum(each.assigned for each in done),
@@ -103,14 +105,17 @@ class AssignmentActivities:
             again=again,
             deadline_seconds=(await self._hurry(zone)).seconds_to_deadline,
             at_once=any(each.at_once for each in done) or (again and at_once),
+            held=over > 0 and ended == 0,
         )
 
-    async def _expire_offers(self, zone: str) -> bool:
-        """End what is overdue; answer whether anything was. Whatever somebody holds locked has its deadline again."""
-        some = False
-        while await self._transact(partial(requeue.expire_offers, zone=zone)):
-            some = True
-        return some
+    async def _expire_offers(self, zone: str) -> tuple[int, int]:
+        """End what is over; answer how many were, and were ended. What somebody holds locked has its deadline again."""
+        all_over = all_ended = 0
+        while True:
+            over, ended = await self._transact(partial(requeue.expire_offers, zone=zone))
+            if ended == 0:
+                return all_over + over, all_ended
+            all_over, all_ended = all_over + ended, all_ended + ended
 
     async def _run_round(self, zone: str, settings: ZoneSettings, part: int) -> RoundOutcome:
         round_id = new_id()

@@ -42,6 +42,13 @@ LOOK_AGAIN_SIGNAL = "look_again"
 DISPATCH_WORKFLOW = "DispatchWorkflow"
 """By name: the `workflow` sink starts it."""
 
+DISPATCH_RULE_MEMO = "rule"
+"""By which rule a run of a zone's dispatch decides; none stands for 0.
+
+A memo and no argument: workers of the version before do not mind one that they do not know.
+"""
+DISPATCH_RULE = 1
+
 WAKE_SIGNAL = "wake"
 """Tells a zone's dispatch that there is something to do."""
 

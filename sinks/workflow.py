@@ -13,7 +13,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from db.assignment import zones
 from db.engine import DATABASE_ERRORS, Database, error_code
-from domain.ids import DISPATCH_WORKFLOW, ROW_CHANGED_SIGNAL, WAKE_SIGNAL, ZONE_ATTRIBUTE, Names
+from domain.ids import (
+    DISPATCH_RULE,
+    DISPATCH_RULE_MEMO,
+    DISPATCH_WORKFLOW,
+    ROW_CHANGED_SIGNAL,
+    WAKE_SIGNAL,
+    ZONE_ATTRIBUTE,
+    Names,
+)
 from domain.outbox import ZONE_TYPES, Endpoint, ErrorClass, Message
 from sinks import SendFailed
 
@@ -29,6 +37,7 @@ async def wake_dispatch(client: Client, names: Names, zone: str) -> None:
         task_queue=names.main_queue,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         start_signal=WAKE_SIGNAL,
+        memo={DISPATCH_RULE_MEMO: DISPATCH_RULE},
         static_summary=f"zone {zone}",
         search_attributes=TypedSearchAttributes([SearchAttributePair(_ZONE, zone)]),
     )

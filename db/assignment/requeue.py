@@ -76,13 +76,13 @@ _LOCK_OVERDUE_FREE = text(f"{_LOCK_OVERDUE.text} SKIP LOCKED")
 _AT_ONCE = 500
 
 
-async def expire_offers(connection: AsyncConnection, zone: str) -> int:
-    """End a zone's offers past their deadline, by the database's clock, 500 at most; answer how many.
+async def expire_offers(connection: AsyncConnection, zone: str) -> tuple[int, int]:
+    """End a zone's offers past their deadline, by the database's clock; answer how many were, 500 at most, and ended.
 
     One that somebody holds locked is left for the next time: the others do not wait for it.
     """
     overdue = (await connection.execute(_OVERDUE_IN_ZONE, {"zone": zone, "limit": _AT_ONCE})).all()
-    return len(await _expire(connection, overdue, wait=False))
+    return len(overdue), len(await _expire(connection, overdue, wait=False))
 
 
 async def expire_offer(connection: AsyncConnection, delivery_id: str) -> None:

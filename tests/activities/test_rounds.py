@@ -218,7 +218,9 @@ async def test_a_courier_whom_somebody_holds_locked_costs_nobody_else_the_offer(
     assert await dispatch.statuses() == {"PENDING": 2, "OFFERED": 1}
     assert outcome.deadline_seconds is not None
     assert outcome.deadline_seconds < 0  # asked for again
-    await dispatch.round()
+    assert not outcome.held
+    assert (await dispatch.database.transact(while_locked)).held  # at the second time in vain, so not at once
+    assert not (await dispatch.round()).held
     assert await dispatch.statuses() == {"PENDING": len(ids)}
     await dispatch.holds_together()
 

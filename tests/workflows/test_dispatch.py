@@ -9,7 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
@@ -17,6 +20,7 @@ from temporalio.worker import Worker
 
 from activities.assignment import AssignmentActivities
 from db.engine import Database, create_engine
+from domain.ids import DISPATCH_RULE, DISPATCH_RULE_MEMO
 from tests.db.fleets import Fleet
 from tests.houses import House
 from tests.waiting import eventually
@@ -119,9 +123,15 @@ async def fleet(database_url: str) -> AsyncIterator[Fleet]:
     await database.close()
 
 
+@pytest.fixture
+def memo() -> dict[str, int]:
+    """What says by which rule the dispatch runs."""
+    return {DISPATCH_RULE_MEMO: DISPATCH_RULE}
+
+
 @pytest_asyncio.fixture
 async def dispatch(
-    time_skipping: WorkflowEnvironment, fleet: Fleet, installation: str
+    time_skipping: WorkflowEnvironment, fleet: Fleet, installation: str, memo: dict[str, int]
 ) -> AsyncIterator[WorkflowHandle[Any, None]]:
     """The dispatch of that zone, asleep."""
     activities = AssignmentActivities(fleet.database)
@@ -132,7 +142,7 @@ async def dispatch(
         activities=[activities.run_round],
     ):
         handle = await time_skipping.client.start_workflow(
-            DispatchWorkflow.run, "north", id=installation, task_queue=installation
+            DispatchWorkflow.run, "north", id=installation, task_queue=installation, memo=memo
         )
         yield time_skipping.client.get_workflow_handle(handle.id)
         await time_skipping.client.get_workflow_handle(handle.id).terminate("the test is over")
@@ -195,6 +205,35 @@ async def test_the_databases_clock_decides_when_an_offer_ends(
     assert await fleet.story(delivery) == ["offered"]
 
 
+async def test_an_offer_that_somebody_holds_locked_is_not_asked_for_without_end(
+    time_skipping: WorkflowEnvironment, fleet: Fleet, dispatch: WorkflowHandle[Any, None]
+) -> None:
+    [delivery] = await fleet.deliveries(1)
+    await dispatch.signal(DispatchWorkflow.wake)
+    await eventually(lambda: _waits_for_a_deadline(dispatch))
+    await fleet.deadline_passes()
+
+    async def timers() -> list[int]:
+        history = await dispatch.fetch_history()
+        started = [each for each in history.events if each.event_type == EventType.EVENT_TYPE_TIMER_STARTED]
+        return [each.timer_started_event_attributes.start_to_fire_timeout.seconds for each in started][1:]
+
+    async def while_locked(connection: AsyncConnection) -> list[int]:
+        await connection.execute(text("SELECT FROM deliveries WHERE delivery_id = :id FOR UPDATE"), {"id": delivery})
+        await dispatch.signal(DispatchWorkflow.wake)
+        return await eventually(timers)
+
+    [pause_seconds, *_] = await fleet.database.transact(while_locked)
+    assert pause_seconds >= 1
+    await time_skipping.sleep(timedelta(seconds=10))
+
+    async def over() -> bool:
+        return "expired" in await fleet.story(delivery)
+
+    await eventually(over)
+
+
+@pytest.mark.parametrize("memo", [{}], ids=["begun_by_the_old_rule"])
 async def test_a_deadline_outlives_the_run_that_learned_of_it(
     time_skipping: WorkflowEnvironment, fleet: Fleet, dispatch: WorkflowHandle[Any, None]
 ) -> None:
@@ -215,6 +254,7 @@ async def test_a_deadline_outlives_the_run_that_learned_of_it(
         assert after is not None
         seen = after
     await eventually(lambda: _waits_for_a_deadline(dispatch))
+    assert await seen.memo_value(DISPATCH_RULE_MEMO) == DISPATCH_RULE
     assert await fleet.story(delivery) == ["offered"]
     await fleet.deadline_passes()
     await time_skipping.sleep(timedelta(minutes=16))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
 
 from tests.houses import House
 from tests.receivers import Receiver
@@ -15,6 +19,8 @@ from tests.waiting import eventually
 from worker import WORKFLOWS
 
 OPS = "/api/admin/ops"
+OLD = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "histories").glob("*.json"))}
+"""Histories of the version before, one event a line, without the workers' names."""
 
 
 async def test_every_kind_of_workflow_is_taken_over_wherever_it_stands(house: House, receiver: Receiver) -> None:
@@ -70,3 +76,8 @@ async def test_an_order_whose_steps_each_outlasted_their_local_time_is_taken_ove
     asking = await house.database.transact(while_the_order_is_locked)
     assert (await asking).json()["status"] == "CONFIRMED"
     await replay([handle])
+
+
+@pytest.mark.parametrize("name", OLD)
+async def test_a_workflow_that_the_version_before_began_is_taken_over(name: str) -> None:
+    await Replayer(workflows=WORKFLOWS).replay_workflow(WorkflowHistory.from_json(name, OLD[name]))
