@@ -143,8 +143,11 @@ _CONFLICTS = text("""
     WHERE (kind = ANY(CAST(:apart AS text[]))) = :counted_apart GROUP BY source, kind ORDER BY source, kind
 """)
 _ZONE_CONFLICTS = text("""
-    SELECT zone, source, kind, CAST(sum(total) AS bigint) AS total FROM conflict_counts
-    WHERE kind <> ALL(CAST(:apart AS text[])) GROUP BY zone, source, kind ORDER BY zone, source, kind
+    SELECT zone, source, kind, CAST(sum(total) AS bigint) AS total FROM (
+        SELECT zone, source, kind, total FROM zone_conflict_counts
+        UNION ALL SELECT '', source, kind, -total FROM zone_conflict_counts
+        UNION ALL SELECT '', source, kind, total FROM conflict_counts WHERE kind <> ALL(CAST(:apart AS text[]))
+    ) counted GROUP BY zone, source, kind HAVING sum(total) > 0 ORDER BY zone, source, kind
 """)
 
 
@@ -169,7 +172,7 @@ async def apart_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
 
 
 async def zone_conflict_totals(connection: AsyncConnection) -> Sequence[Row[Any]]:
-    """Conflicts since the first day, by zone, source and kind."""
+    """Conflicts since the first day, by zone, source and kind; the zone is empty of those counted without one."""
     return (await connection.execute(_ZONE_CONFLICTS, {"apart": list(NoConflict)})).all()
 
 

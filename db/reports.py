@@ -108,8 +108,8 @@ def show_invariants(checks: Sequence[InvariantCheck]) -> dict[str, Any]:
 async def conflicts_report(connection: AsyncConnection) -> dict[str, Any]:
     """How many attempts lost, by who tried and what they lost to, in all and by zone; and what lost to nobody.
 
-    Zones where most were lost lately come first. `zone` is null for what was counted when zones were not; the windows
-    are null where nobody took samples.
+    Zones where most were lost lately come first. `zone` is null for what was counted without one, as by the version
+    before; the windows are null where nobody took samples.
     """
     before = {name: await zone_conflicts_before(connection, seconds) for name, seconds in _WINDOWS.items()}
     by_zone: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)

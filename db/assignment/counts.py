@@ -12,8 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.assignment.states import AssignmentSource, ConflictKind, NoConflict
 
 _COUNT = text("""
-    INSERT INTO conflict_counts (source, kind, bucket, zone, total) VALUES (:source, :kind, :bucket, :zone, :number)
-    ON CONFLICT (source, kind, bucket, zone) DO UPDATE SET total = conflict_counts.total + excluded.total
+    INSERT INTO conflict_counts (source, kind, bucket, total) VALUES (:source, :kind, :bucket, :number)
+    ON CONFLICT (source, kind, bucket) DO UPDATE SET total = conflict_counts.total + excluded.total
+""")
+_COUNT_IN_ZONE = text("""
+    INSERT INTO zone_conflict_counts (zone, source, kind, bucket, total)
+    VALUES (:zone, :source, :kind, :bucket, :number)
+    ON CONFLICT (zone, source, kind, bucket) DO UPDATE SET total = zone_conflict_counts.total + excluded.total
 """)
 _BUCKETS = 16
 NO_ZONE = ""
@@ -26,10 +31,13 @@ Attempt = tuple[str, ConflictKind | NoConflict]
 async def count_attempts(connection: AsyncConnection, source: AssignmentSource, attempts: Iterable[Attempt]) -> None:
     """Count attempts that came to nothing; at most one call a transaction, as late in it as can be.
 
-    One of several buckets for all of them, and zones and kinds in order: losers neither queue for one row nor lock two
+    One of several buckets for all of them, and kinds and zones in order: losers neither queue for one row nor lock two
     of them crosswise.
     """
-    bucket = random.randrange(_BUCKETS)
-    for (zone, kind), number in sorted(Counter(attempts).items()):
-        values = {"source": source, "kind": kind, "bucket": bucket, "zone": zone, "number": number}
-        await connection.execute(_COUNT, values)
+    by_zone = Counter(attempts)
+    common = {"source": source, "bucket": random.randrange(_BUCKETS)}
+    for kind, number in sorted(Counter(kind for _, kind in by_zone.elements()).items()):
+        await connection.execute(_COUNT, {**common, "kind": kind, "number": number})
+    for (zone, kind), number in sorted(by_zone.items()):
+        if zone != NO_ZONE and isinstance(kind, ConflictKind):
+            await connection.execute(_COUNT_IN_ZONE, {**common, "zone": zone, "kind": kind, "number": number})

@@ -101,7 +101,7 @@ assignment_rounds = Table(
     Index("assignment_rounds_newest", "zone", text("round_id DESC")),
 )
 
-# By ConflictKind; and by NoConflict, what is counted apart. Without a zone: what was counted before zones were.
+# By ConflictKind; and by NoConflict, what is counted apart.
 conflict_counts = Table(
     "conflict_counts",
     metadata,
@@ -109,5 +109,15 @@ conflict_counts = Table(
     Column("kind", Text, primary_key=True),
     Column("bucket", SmallInteger, primary_key=True),
     Column("total", BigInteger, nullable=False),
-    Column("zone", Text, primary_key=True, server_default=""),
+)
+
+# Of those, the conflicts of deliveries whose zone is known.
+zone_conflict_counts = Table(
+    "zone_conflict_counts",
+    metadata,
+    Column("zone", Text, primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("bucket", SmallInteger, primary_key=True),
+    Column("total", BigInteger, nullable=False),
 )

@@ -10,9 +10,15 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    op.add_column("conflict_counts", sa.Column("zone", sa.Text(), server_default="", nullable=False))
-    op.drop_constraint(op.f("conflict_counts_pkey"), "conflict_counts")
-    op.create_primary_key(op.f("conflict_counts_pkey"), "conflict_counts", ["source", "kind", "bucket", "zone"])
+    op.create_table(
+        "zone_conflict_counts",
+        sa.Column("zone", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("bucket", sa.SmallInteger(), nullable=False),
+        sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("zone", "source", "kind", "bucket", name=op.f("zone_conflict_counts_pkey")),
+    )
     op.create_table(
         "ended_sessions",
         sa.Column("session_id", sa.Text(), nullable=False),

@@ -44,7 +44,8 @@ async def fill(house: House) -> tuple[str, str]:
     _, event_id = await failed(house, HOSTILE)
     await house.sql("UPDATE outbox_endpoints SET open_until = now(), last_error = :hostile", hostile=HOSTILE)
     await house.sql("UPDATE products SET reserved = reserved + 2")
-    await house.sql("INSERT INTO conflict_counts VALUES ('auto', 'capacity', 0, 3, 'north')")
+    await house.sql("INSERT INTO conflict_counts VALUES ('auto', 'capacity', 0, 3)")
+    await house.sql("INSERT INTO zone_conflict_counts VALUES ('north', 'auto', 'capacity', 0, 3)")
     await house.sql(
         "INSERT INTO metric_samples (at, \"values\") VALUES (now() - interval '1 minute', '{\"zoneConflicts\": []}')"
     )
