@@ -102,6 +102,7 @@ async def test_an_offers_deadline_costs_one_timer_and_the_temporal_ui_says_what_
     # A signal woke the first round; a timer, which began and fired, each of the two others.
     assert events.total() == 1 + (1 + 9) + 2 * (2 + 9)
     assert "c-0" not in str(metadata)
+    assert await (await handle.describe()).memo_value(DISPATCH_RULE_MEMO) == DISPATCH_RULE
 
 
 @pytest_asyncio.fixture(scope="module")
