@@ -147,3 +147,12 @@ class Outbox:
     async def dispatched(self) -> int:
         """How many messages were delivered, by the counter."""
         return int(await self.shop.value("SELECT sum(dispatched) FROM outbox_shards"))
+
+
+async def failing(outbox: Outbox, order_id: str = A, *, delay_seconds: float | None = 0.0) -> int:
+    """A message that failed once: RETRYING, due after the delay; FAILED without one."""
+    (position,) = await outbox.happen(order_id, "order.reserved")
+    epoch = await outbox.take()
+    (claimed,) = [each for each in await outbox.claim(epoch) if each.message.position == position]
+    await outbox.fail(epoch, claimed, delay_seconds=delay_seconds)
+    return position
