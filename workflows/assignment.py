@@ -14,7 +14,8 @@ with workflow.unsafe.imports_passed_through():
 _ROUNDS_PER_RUN = 100
 # These are part of the rule: they decide whether a timer starts, which a history that is replayed has to say as well.
 _PAUSE_SECONDS = 0.25
-_PAUSE_WHILE_HELD_SECONDS = 3.0
+_LONGEST_PAUSE_SECONDS = 3.0
+"""Where somebody holds the offers that are over: the pause doubles up to this, round by round."""
 _OLD_RULE = 0
 """Of runs that were begun when woken rounds were never at once, until their 100 rounds are over: they replay by it.
 
@@ -35,6 +36,7 @@ class DispatchWorkflow:
     def __init__(self, zone: str, woken: bool = False, deadline: float | None = None) -> None:
         self._woken = woken
         self._deadline = deadline
+        self._rounds_held = 0
         self._rule = workflow.memo_value(DISPATCH_RULE_MEMO, _OLD_RULE, type_hint=int)
 
     @workflow.run
@@ -53,6 +55,7 @@ class DispatchWorkflow:
                 summary=f"zone {zone}, at once" if at_once else f"zone {zone}",
             )
             self._woken = self._woken or outcome.again
+            self._rounds_held = self._rounds_held + 1 if outcome.held else 0
             self._deadline = None
             if outcome.deadline_seconds is not None:
                 next_seconds = workflow.time() + outcome.deadline_seconds
@@ -86,7 +89,7 @@ class DispatchWorkflow:
         if self._rule == _OLD_RULE:
             return _OLD_PAUSE_SECONDS if at_once else 0.0
         if outcome.held:
-            return _PAUSE_WHILE_HELD_SECONDS
+            return min(_PAUSE_SECONDS * 2.0 ** (self._rounds_held - 1), _LONGEST_PAUSE_SECONDS)
         return _PAUSE_SECONDS if at_once else 0.0
 
     def _tell(self, outcome: RoundOutcome) -> str:
